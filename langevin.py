@@ -1,0 +1,259 @@
+"""Langevin dynamics, its Boltzmann distribution and its Fokker–Planck equation, in one dimension.   Eq. 1–3
+
+Needs numpy only.  `python langevin.py` prints theory beside simulation in a few seconds.
+
+    x        positions of N independent particles                            (N,)
+    V, V'    potential and its derivative: functions of x, or values on a grid with uniform spacing dx (n,)
+    kT       temperature k_B T, in units of energy (the chapter's figure calls it T)
+    γ gamma  friction (in maxent.py and sac_numpy.py the same letter is the discount)
+    D        diffusion coefficient kT/γ (Einstein relation)
+    dt       time step; time t is in the units that V, x and γ imply
+    ξ        independent standard normal numbers
+    p, Z, F  probability density, partition function, free energy
+    τ        mean first-passage time
+"""
+import numpy as np
+
+METHODS = ("euler_maruyama", "leimkuhler_matthews", "mala")
+
+
+# --- The chapter's potential ------------------------------------------------------------------------------------------
+
+def double_well(x):
+    """V(x) = (x² − 1)²: wells at ±1, a barrier of height 1 at 0."""
+    return (x * x - 1) ** 2
+
+
+def double_well_gradient(x):
+    """V'(x) = 4x(x² − 1)."""
+    return 4 * x * (x * x - 1)
+
+
+def double_well_curvature(x):
+    """V''(x) = 12x² − 4: 8 at the wells, −4 at the barrier."""
+    return 12 * x * x - 4
+
+
+# --- Eq. 1: the overdamped Langevin equation --------------------------------------------------------------------------
+
+def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_matthews", V=None, record_every=None):
+    """Positions after n_steps of Eq. 1, dx = −V'/γ dt + √(2D) dW, for all particles at once.
+
+    x0: (N,) -> (N,), or (n_steps // record_every, N) with every record_every-th position.
+    The chapter writes the drift as −V', which is right for γ = 1 only: otherwise its rest state is exp(−γV/kT).
+
+    method  "euler_maruyama"        the textbook step; its rest state is wrong by O(dt)
+            "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
+                                    two successive noises, so single steps are not independent
+            "mala"                  Euler–Maruyama with a Metropolis test, exact for every dt (Roberts & Tweedie 1996);
+                                    needs V
+
+    ValueError for input that cannot be simulated; FloatingPointError, naming dt, if the step blows up.
+    """
+    x = np.array(x0, dtype=float)
+    _check_positive(kT=kT, dt=dt, gamma=gamma)
+    if x.ndim != 1 or not np.isfinite(x).all():
+        raise ValueError(f"x0 must be a one-dimensional array of finite positions, got shape {x.shape}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
+    if method == "mala" and V is None:
+        raise ValueError("method 'mala' needs the potential V, not only its gradient")
+    if n_steps != int(n_steps) or n_steps < 0:
+        raise ValueError(f"n_steps must be a whole number, 0 or more, got {n_steps}")
+    if record_every is not None and (record_every != int(record_every) or record_every < 1):
+        raise ValueError(f"record_every must be a whole number, 1 or more, got {record_every}")
+    if np.shape(grad_V(x)) != x.shape:
+        raise ValueError(f"grad_V must return one number per particle, {x.shape}, got {np.shape(grad_V(x))}")
+
+    amplitude = np.sqrt(2 * (kT / gamma) * dt)                              # √(2D dt), D = kT/γ (Einstein relation)
+    records = None if record_every is None else np.empty((n_steps // record_every, x.size))
+    xi = rng.standard_normal(x.size) if method == "leimkuhler_matthews" else None
+    with np.errstate(over="ignore", invalid="ignore"):                      # a blow-up is reported below, once
+        for n in range(1, n_steps + 1):
+            xi_next = rng.standard_normal(x.size)
+            if method == "leimkuhler_matthews":                             # mean of this step's noise and the next one's
+                x = x - grad_V(x) * (dt / gamma) + (0.5 * amplitude) * (xi + xi_next)
+                xi = xi_next
+            elif method == "euler_maruyama":
+                x = x - grad_V(x) * (dt / gamma) + amplitude * xi_next
+            else:
+                y = x - grad_V(x) * (dt / gamma) + amplitude * xi_next
+                accept = np.log(rng.random(x.size)) < mala_log_ratio(x, y, V, grad_V, kT, dt, gamma)
+                x = np.where(accept, y, x)
+            if not np.isfinite(x.sum()):
+                raise FloatingPointError(f"the Langevin step blew up at step {n}: dt = {dt} is too large for this force")
+            if record_every is not None and n % record_every == 0:
+                records[n // record_every - 1] = x
+    return x if records is None else records
+
+
+def mala_log_ratio(x, y, V, grad_V, kT, dt, gamma=1.0):
+    """log of p(y) q(x|y) / p(x) q(y|x), for p of Eq. 2 and q the Euler–Maruyama step: accept y with min(1, ratio).
+
+    x, y: (N,) -> (N,).  This choice gives detailed balance, p(x) q(y|x) min(1, ratio) symmetric in x and y.
+    """
+    forward = (y - x + grad_V(x) * (dt / gamma)) ** 2
+    backward = (x - y + grad_V(y) * (dt / gamma)) ** 2
+    return (V(x) - V(y)) / kT + (forward - backward) / (4 * (kT / gamma) * dt)
+
+
+# --- Eq. 2: the Boltzmann distribution --------------------------------------------------------------------------------
+
+def boltzmann_density(V, dx, kT):
+    """Eq. 2, p = exp(−V/kT)/Z.  V: on a grid (n,) -> p (n,), with sum(p) dx = 1."""
+    V = _check_grid(V, dx, kT)
+    p = np.exp(-(V - V.min()) / kT)                                         # the shift cancels in Z and avoids overflow
+    return p / (p.sum() * dx)
+
+
+def _check_positive(**values):
+    for name, value in values.items():
+        if not (np.isscalar(value) and np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value}")
+
+
+def _check_grid(V, dx, kT, name="V"):
+    V = np.asarray(V, dtype=float)
+    _check_positive(dx=dx, kT=kT)
+    if V.ndim != 1 or len(V) < 2 or not np.isfinite(V).all():
+        raise ValueError(f"{name} must hold finite values on a one-dimensional grid, got shape {V.shape}")
+    return V
+
+
+# --- Eq. 3: the Fokker–Planck equation --------------------------------------------------------------------------------
+
+def fokker_planck_generator(V, dx, kT, gamma=1.0):
+    """Matrix G of Eq. 3, dp/dt = G p, for ∂p/∂t = ∂/∂x [V' p/γ + D ∂p/∂x].  V: (n,) -> G (n, n).
+
+    Nothing flows through the ends.  The Scharfetter–Gummel flux (1969; Chang & Cooper 1970) is the exact flux for a V
+    that is linear between neighbours.  So G is a Markov generator (columns sum to 0, off-diagonal entries ≥ 0) whose
+    rest state is exactly Eq. 2 for every dx; central differences are neither.
+    """
+    V = _check_grid(V, dx, kT)
+    _check_positive(gamma=gamma)
+    D = kT / gamma                                                          # Einstein relation
+    step = np.diff(V) / kT
+    up, down = D / dx**2 * _bernoulli(step), D / dx**2 * _bernoulli(-step)  # rates i -> i + 1 and i + 1 -> i
+    G = np.diag(up, -1) + np.diag(down, 1)
+    return G - np.diag(G.sum(axis=0))
+
+
+def _bernoulli(z):
+    """z / (eᶻ − 1), which is 1 at z = 0."""
+    with np.errstate(over="ignore"):                                        # eᶻ = ∞ gives the right limit, 0
+        return np.divide(z, np.expm1(z), out=np.ones_like(z), where=z != 0)
+
+
+def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
+    """Densities p(t) = exp(G t) p0 that solve Eq. 3.  p0, V: (n,), times: (K,) increasing from 0 -> (K, n).
+
+    Exact in time up to rounding, mass and positivity included: with q the largest rate of leaving a node, M = 1 + G/q
+    holds no negative number, exp(G t) = Σ_k M^k (qt)^k e^{−qt}/k! (uniformisation; Jensen 1953), summed for a short
+    time and squared up to t.  Diagonalising the symmetrised G is faster but loses every digit of a p0 that sits where
+    exp(−V/kT) is below 1e-16.
+    """
+    p, V = _check_grid(p0, dx, kT, "p0"), _check_grid(V, dx, kT)
+    times = np.asarray(times, dtype=float)
+    if p.shape != V.shape or (p < 0).any():
+        raise ValueError(f"p0 must be a density on the grid of V, {V.shape}, and nowhere negative; got shape {p.shape}")
+    if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times, prepend=0.0) < 0).any():
+        raise ValueError(f"times must be a one-dimensional increasing array, from 0 on, got {times}")
+    G = fokker_planck_generator(V, dx, kT, gamma)
+    q = -G.diagonal().min()
+    M = np.eye(len(V)) + G / q
+    result = np.empty((len(times), len(V)))
+    for k, t in enumerate(np.diff(times, prepend=0.0)):
+        squarings = max(0, int(np.ceil(np.log2(max(q * t, 1)))))
+        qt = q * t / 2**squarings                                           # at most 1
+        E = np.eye(len(V))
+        for j in range(20, 0, -1):                                          # Horner; the rest is below 1/21! = 2e-20
+            E = np.eye(len(V)) + (qt / j) * (M @ E)
+        for _ in range(squarings + 1):
+            E /= E.sum(axis=0)                                              # probability is conserved: no drift by rounding
+            E = E @ E if _ < squarings else E
+        p = result[k] = E @ p
+    return result
+
+
+def free_energy(p, V, dx, kT):
+    """F[p] = ∫ V p dx + kT ∫ p log p dx (0 log 0 = 0).  Eq. 3 descends it; F − (−kT log Z) = kT KL(p ‖ Eq. 2)."""
+    p, V = _check_grid(p, dx, kT, "p"), _check_grid(V, dx, kT)
+    return dx * (V @ p + kT * np.sum(p * np.log(np.where(p > 0, p, 1.0))))
+
+
+# --- How long it takes to cross a barrier -----------------------------------------------------------------------------
+
+def kramers_rate(curvature_well, curvature_barrier, barrier, kT, gamma=1.0):
+    """Rate of leaving a well, √(V''_well |V''_barrier|) / (2πγ) · exp(−barrier/kT), as kT -> 0 (Kramers 1940)."""
+    return np.sqrt(curvature_well * abs(curvature_barrier)) / (2 * np.pi * gamma) * np.exp(-barrier / kT)
+
+
+def mean_first_passage_time(V, a, b, kT, gamma=1.0):
+    """Mean time τ from a to first reach b > a, τ = 1/D ∫_a^b dy e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}.
+
+    V: a function that grows to the left, or no mean exists (ValueError).  Exact up to the quadrature (about 1e-6).
+    Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
+    """
+    _check_positive(kT=kT, gamma=gamma)
+    if not a < b:
+        raise ValueError(f"b must lie to the right of a, got a = {a}, b = {b}")
+    inside = np.linspace(a, b, 20_001)
+    reach, bottom = b - a, V(inside).min()
+    while V(np.array(a - reach)) < bottom + 40 * kT:                        # e^{−40} is the part of Z left out
+        reach *= 1.5
+        if reach > 1e6 * (b - a):
+            raise ValueError("V must grow to the left of a: no mean first-passage time exists")
+    outside = np.linspace(a - reach, a, 20_001)
+    bottom = min(bottom, V(outside).min())
+    trapezoids = lambda f, x: (f[1:] + f[:-1]) / 2 * np.diff(x)
+    weight = lambda x: np.exp(-(V(x) - bottom) / kT)
+    left = trapezoids(weight(outside), outside).sum() + np.append(0, np.cumsum(trapezoids(weight(inside), inside)))
+    return gamma / kT * trapezoids(left / weight(inside), inside).sum()
+
+
+# --- The probability of a whole path ----------------------------------------------------------------------------------
+
+def path_log_probability(path, dt, grad_V, kT, gamma=1.0):
+    """Log-density of an Euler–Maruyama path, given its start: Σ log N(x'; x − V'(x) dt/γ, 2D dt).  path: (n_steps + 1,)."""
+    x, dx, D = path[:-1], np.diff(path), kT / gamma
+    return np.sum(-((dx + grad_V(x) * (dt / gamma)) ** 2) / (4 * D * dt) - 0.5 * np.log(4 * np.pi * D * dt))
+
+
+def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
+    """Action S of a path, with the forces at midpoints (Stratonovich): P[path] ∝ exp(−S).  path: (n_steps + 1,).
+
+    S = ∫ [(ẋ + V'/γ)²/4D − V''/2γ] dt (Onsager & Machlup 1953; the V'' term: Stratonovich 1971).  This is what the
+    "path-integral weight" of Eq. 8 is for Eq. 1; it is not the ∫ L dt of mechanics.
+    """
+    x, v, D = (path[:-1] + path[1:]) / 2, np.diff(path) / dt, kT / gamma
+    return dt * np.sum((v + grad_V(x) / gamma) ** 2 / (4 * D) - curvature(x) / (2 * gamma))
+
+
+def main():
+    """Print theory beside simulation for Eq. 1–3."""
+    rng = np.random.default_rng(0)
+    print("Eq. 1   V = x²/2 with friction γ = 2, kT = 1, dt = 0.1: variance after t = 20")
+    for method, theory in (("euler_maruyama", 1 / (1 - 0.1 / 4)), ("leimkuhler_matthews", 1.0), ("mala", 1.0)):
+        x = simulate(np.zeros(50_000), lambda x: x, kT=1.0, gamma=2.0, dt=0.1, n_steps=200, rng=rng, method=method, V=lambda x: x * x / 2)
+        print(f"        {method:20s} simulated {x.var():.4f} ± {x.var() * np.sqrt(2 / x.size):.4f}   theory {theory:.4f}")
+
+    grid = np.linspace(-2.5, 2.5, 501)
+    dx, V = grid[1] - grid[0], double_well(grid)
+    print("Eq. 2   double well, E[V] over 20 000 particles that start evenly over both wells")
+    for kT in (0.1, 0.5, 1.0, 2.0):
+        x = simulate(rng.uniform(-2, 2, 20_000), double_well_gradient, kT=kT, dt=0.01, n_steps=500, rng=rng)
+        print(f"        kT = {kT:3.1f}   simulated {double_well(x).mean():.4f}   theory {V @ boltzmann_density(V, dx, kT) * dx:.4f}")
+
+    print("Eq. 3   double well, kT = 0.5, from N(1, 0.15²): P(x > 0)")
+    p0 = np.exp(-((grid - 1) ** 2) / (2 * 0.15**2))
+    x, before = rng.normal(1, 0.15, 20_000), 0.0
+    for t, p in zip((0.25, 1.0, 4.0), fokker_planck_evolve(p0 / (p0.sum() * dx), V, dx, 0.5, (0.25, 1.0, 4.0))):
+        x, before = simulate(x, double_well_gradient, kT=0.5, dt=0.005, n_steps=round((t - before) / 0.005), rng=rng), t
+        print(f"        t = {t:4.2f}   simulated {(x > 0).mean():.4f}   theory {p[grid > 0].sum() * dx:.4f}")
+
+    tau = mean_first_passage_time(double_well, -1.0, 1.0, 0.1)
+    print(f"        kT = 0.1: mean time from one well to the other {tau:.0f} (Kramers {1 / kramers_rate(8, -4, 1, 0.1):.0f})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,309 @@
+"""Maximum entropy, maximum caliber and maximum-entropy reinforcement learning, exactly.   Eq. 4–17, 23–25
+
+Needs numpy only.  `python maxent.py` prints each principle beside the closed form that it must reproduce.
+
+    p, π pi     probabilities over the last axis: of outcomes, or of actions π(a|s)        (..., n)
+    H           entropy −Σ p log p in nats
+    log_base    log of the base measure: 0 counts outcomes, so sums are sums; log w for the nodes of a continuous
+                variable with quadrature weights w, so Σ w f = ∫ f da and p/w is the density.  Entropies are then
+                relative, −Σ p log(p/w), which is the differential entropy
+    α alpha     temperature, in units of reward;  β = 1/α
+    λ           Lagrange multipliers of constrained means
+    r, γ gamma  reward; discount (in langevin.py the same letter is a friction)
+    Q, V        soft action value (S, A) and soft state value (S,); F = −V free energy
+    S, A, K     numbers of states, actions and successors per state and action
+
+Every function refuses input that is not finite or has the wrong shape with a ValueError.
+"""
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def _finite(name, x, ndim=None):
+    x = np.asarray(x, dtype=float)
+    if not np.isfinite(x).all():
+        raise ValueError(f"{name} must be finite, got NaN or infinity")
+    if x.ndim < 1 or x.size == 0 or (ndim is not None and x.ndim != ndim):
+        raise ValueError(f"{name} must be a non-empty array of {ndim or '1 or more'} dimension(s), got shape {x.shape}")
+    return x
+
+
+def _temperature(alpha):
+    if not (np.isscalar(alpha) and np.isfinite(alpha) and alpha >= 0):
+        raise ValueError(f"alpha must be a number, 0 or more, got {alpha}")
+    return alpha
+
+
+# --- Entropy, soft value, Boltzmann policy ----------------------------------------------------------------------------
+
+def entropy(p, log_base=0.0):
+    """H(p) = −Σ p (log p − log_base) over the last axis, in nats, with 0 log 0 = 0.  p: (..., n) -> (...)."""
+    p = _finite("p", p)
+    if (p < 0).any() or not np.allclose(p.sum(-1), 1, atol=1e-6):
+        raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis")
+    return -np.sum(p * (np.log(np.where(p > 0, p, 1.0)) - log_base), axis=-1)
+
+
+def _gibbs(Q, alpha, log_base):
+    """log Σ exp(Q/α + log_base), less max Q/α, and the normalised weights: the two halves of Eq. 16 and 17."""
+    Q, log_base = _finite("Q", Q), _finite("log_base", np.atleast_1d(log_base))
+    Q_max = Q.max(-1, keepdims=True)
+    if alpha == 0:                                                          # the hard limit: ties share by base measure
+        z = np.where(Q == Q_max, 0.0, -np.inf) + log_base
+    else:
+        with np.errstate(over="ignore"):                                    # exp(−∞) = 0 is meant
+            z = (Q - Q_max) / alpha + log_base                              # subtract before dividing: safe at Q/α = 1e14
+    z_max = z.max(-1, keepdims=True)
+    weights = np.exp(z - z_max)
+    total = weights.sum(-1, keepdims=True)
+    return Q_max[..., 0], (z_max + np.log(total))[..., 0], weights / total
+
+
+def soft_value(Q, alpha, log_base=0.0):
+    """V = α log Σ exp(Q/α + log_base) over the last axis; max Q at α = 0.  Q: (..., A) -> (...).
+
+    Never below max Q when actions are counted; with a measure (log_base) it can be.
+    """
+    Q_max, log_Z, _ = _gibbs(Q, _temperature(alpha), log_base)
+    return Q_max + alpha * log_Z                                            # Eq. 16 (soft value, log-sum-exp)
+
+
+def boltzmann_policy(Q, alpha, log_base=0.0):
+    """Probabilities of the actions, exp(Q/α + log_base)/Z; at α = 0 the best actions share.  Q: (..., A) -> (..., A)."""
+    return _gibbs(Q, _temperature(alpha), log_base)[2]                      # Eq. 17 = Eq. 23 (Boltzmann policy)
+
+
+def regularised_value(pi, Q, alpha, log_base=0.0):
+    """E_π[Q] + α H(π): what the Boltzmann policy maximises, and V when it does.  pi, Q: (..., A) -> (...)."""
+    return np.sum(pi * Q, axis=-1) + alpha * entropy(pi, log_base)          # Eq. 24; Eq. 15 at π = π*
+
+
+def canonical_free_energy(p, E, beta):
+    """E_p[E] − H(p)/β: what the canonical ensemble exp(−βE)/Z *minimises*, to −log Z/β.  p, E: (..., n) -> (...).
+
+    The chapter writes max.  This function is convex in p, so its maximum puts everything on the highest energy.
+    """
+    return np.sum(p * E, axis=-1) - entropy(p) / beta                       # Eq. 25
+
+
+# --- Maximum entropy under constraints --------------------------------------------------------------------------------
+
+def max_entropy(features, means, log_base=0.0, max_steps=100):
+    """The distribution of largest entropy with Σ p f_k = means_k.  features (n, K), means (K,) -> (λ (K,), p (n,)).
+
+    Eq. 4's maximum is p = exp(−λ·f + log_base)/Z (Eq. 5), where λ minimises the convex dual log Z(λ) + λ·means: its
+    gradient is means − E[f], its Hessian Cov[f], and Newton's step is their quotient.  ValueError where no solution
+    exists: the means must lie strictly inside the convex hull of the features, and the features be independent.
+    """
+    f, means = _finite("features", features, 2), _finite("means", means, 1)
+    n, K = f.shape
+    if means.shape != (K,):
+        raise ValueError(f"means must hold one number per feature, ({K},), got {means.shape}")
+    refusal = ValueError(f"no distribution of maximum entropy has the means {means}: they must lie strictly between "
+                         f"{f.min(0)} and {f.max(0)}, inside the convex hull of the features, which must be independent")
+    dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base) + lam @ means
+    reach = np.abs(f - means).max(0)                                        # the scale on which λ_k is large or small
+    lam = np.zeros(K)
+    if (means <= f.min(0)).any() or (means >= f.max(0)).any():
+        raise refusal
+    for _ in range(max_steps):
+        p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
+        gradient = means - p @ f
+        centred = f - p @ f
+        hessian = (p[:, None] * centred).T @ centred
+        try:
+            step = np.linalg.solve(hessian * np.outer(1 / reach, 1 / reach), -gradient / reach) / reach
+        except np.linalg.LinAlgError:
+            raise refusal from None
+        size, downhill = 1.0, gradient @ step
+        while size > 1e-10 and dual(lam + size * step) > dual(lam) + 1e-4 * size * downhill + 1e-14 * abs(dual(lam)):
+            size /= 2                                                       # far from the minimum a full step overshoots
+        lam = lam + size * step
+        if np.abs(step * reach).max() < 1e-7:                               # quadratic: the step just taken leaves 1e-14
+            return lam, boltzmann_policy(-(f @ lam), 1.0, log_base)
+    raise refusal                                                           # on the edge λ grows for ever by steps of 1
+
+
+# --- Finite Markov decision processes ---------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class MDP:
+    """reward (S, A);  successor (S, A, K), indices of states;  probability (S, A, K), of sum 1 over K;  0 ≤ gamma ≤ 1."""
+    reward: np.ndarray
+    successor: np.ndarray
+    probability: np.ndarray
+    gamma: float
+
+    def __post_init__(self):
+        S = len(_finite("reward", self.reward, 2))
+        P = _finite("probability", self.probability, 3)
+        if P.shape[:2] != self.reward.shape or self.successor.shape != P.shape:
+            raise ValueError(f"reward {self.reward.shape}, successor {self.successor.shape} and probability {P.shape} "
+                             "must have the shapes (S, A), (S, A, K) and (S, A, K)")
+        if self.successor.dtype.kind not in "iu" or self.successor.min() < 0 or self.successor.max() >= S:
+            raise ValueError(f"successor must hold whole numbers from 0 to {S - 1}")
+        if P.min() < 0 or not np.allclose(P.sum(-1), 1):
+            raise ValueError("probability must be nowhere negative and of sum 1 over its last axis")
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must lie between 0 and 1, got {self.gamma}")
+
+
+def return_and_entropy(mdp, pi):
+    """Discounted sums, from each state on, of the reward and of the entropy of π.  pi: (S, A) -> two of (S,).
+
+    E Σ γ^t r_t is Eq. 9.  ValueError if gamma = 1: the sums need not exist.
+    """
+    S, A, K = mdp.successor.shape
+    if mdp.gamma == 1:
+        raise ValueError("an infinite horizon needs gamma < 1")
+    P = np.zeros((S, S))
+    np.add.at(P, (np.arange(S)[:, None, None], mdp.successor), pi[:, :, None] * mdp.probability)
+    now = np.stack((np.sum(pi * mdp.reward, axis=1), entropy(pi)), axis=1)
+    return np.linalg.solve(np.eye(S) - mdp.gamma * P, now).T
+
+
+def soft_policy_evaluation(mdp, pi, alpha):
+    """V of the policy π: E Σ γ^t (r_t + α H(π(·|s_t))) from each state on.  pi: (S, A) -> (S,)."""
+    R, H = return_and_entropy(mdp, pi)                                      # Eq. 9 is R; Eq. 10 is R + αH at the start
+    return R + _temperature(alpha) * H                                      # Eq. 11; Eq. 12: F = −V = −R − αH
+
+
+def soft_backup(mdp, V):
+    """Q = r + γ E[V(s')].  V: (S,) -> (S, A).  With V = max_a Q in place of Eq. 16 this is the hard Bellman equation."""
+    return mdp.reward + mdp.gamma * np.einsum("sak,sak->sa", mdp.probability, V[mdp.successor])     # Eq. 14
+
+
+def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
+    """The soft-optimal Q (S, A), V (S,), π (S, A), with an error in V below tol.  ValueError if gamma = 1.
+
+    A sweep shrinks differences of V by γ or better.  The change becomes the same for all states long before it becomes
+    small; then what is still to come is that change times γ/(1 − γ) (Puterman 1994, §6.6).
+    """
+    gamma = mdp.gamma
+    if gamma == 1:
+        raise ValueError("an infinite horizon needs gamma < 1")
+    V = np.zeros(len(mdp.reward))
+    for _ in range(2 + int(40 / -np.log(max(gamma, 1e-300)))):              # γ^n < e^{−40}: only rounding is left
+        V_next = soft_value(soft_backup(mdp, V), alpha, log_base)
+        change = V_next - V
+        V = V_next + gamma / (1 - gamma) * (change.max() + change.min()) / 2
+        if gamma / (1 - gamma) * (change.max() - change.min()) / 2 < tol:
+            break
+    Q = soft_backup(mdp, V)
+    return Q, soft_value(Q, alpha, log_base), boltzmann_policy(Q, alpha, log_base)
+
+
+# --- Maximum caliber: entropy over paths ------------------------------------------------------------------------------
+
+def enumerate_paths(mdp, start, horizon):
+    """Every path (s₀, a₀, s₁, …, s_H) from start -> paths (n, 2H + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,)."""
+    S, A, K = mdp.successor.shape
+    if (A * K) ** horizon > 2_000_000:
+        raise ValueError(f"(A K)^horizon = {(A * K) ** horizon} paths are too many to enumerate; at most 2 000 000")
+    paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
+    for t in range(horizon):
+        n, a, k = (i.ravel() for i in np.indices((len(paths), A, K)))
+        s = paths[n, -1]
+        n, s, a, k = (i[mdp.probability[s, a, k] > 0] for i in (n, s, a, k))
+        paths = np.column_stack((paths[n], a, mdp.successor[s, a, k]))
+        returns = returns[n] + mdp.gamma**t * mdp.reward[s, a]
+        log_p = log_p[n] + np.log(mdp.probability[s, a, k])
+    return paths, returns, log_p
+
+
+def max_caliber(mdp, start, horizon, mean_return):
+    """Path probabilities of largest entropy with a given mean return -> (alpha, paths (n, 2H + 1), probabilities (n,)).
+
+    Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and the entropy taken relative to the dynamics, so that
+    P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return is whatever it is; α is
+    negative for a mean return below that of uniform actions, infinite for exactly that one.  ValueError if no path
+    distribution has this mean.
+    """
+    paths, returns, log_p = enumerate_paths(mdp, start, horizon)
+    lam, P = max_entropy(-returns[:, None], [-mean_return], log_p)          # Eq. 8 (path distribution), λ from Eq. 7
+    return (1 / lam[0] if lam[0] else np.inf), paths, P
+
+
+# --- The gradient flow of a policy ------------------------------------------------------------------------------------
+
+def policy_flow(pi0, Q, alpha, times):
+    """π(t) on the steepest descent of F = −E_π[Q] − α H(π) in the Fisher–Rao metric.  pi0, Q: (A,), times (K,) -> (K, A).
+
+    Eq. 13 as ∂π/∂t = π (G − E_π[G]), G = Q − α log π, in closed form: log π relaxes to Q/α at the rate α.  It is deterministic, so not
+    Langevin dynamics.  In the Wasserstein metric Eq. 13 is the Fokker–Planck equation Eq. 3, with V = −Q and kT = α.
+    """
+    pi0, Q, t = _finite("pi0", pi0, 1), _finite("Q", Q, 1), _finite("times", times, 1)[:, None]
+    entropy(pi0)                                                            # refuses what is not a distribution
+    gain = -np.expm1(-alpha * t) / alpha if _temperature(alpha) else t
+    return boltzmann_policy(np.exp(-alpha * t) * np.log(np.maximum(pi0, 1e-300)) + gain * Q, 1.0)   # Eq. 13
+
+
+# --- Pendulum-v1, exactly ---------------------------------------------------------------------------------------------
+
+def pendulum_step(theta, theta_dot, torque):
+    """One step of Gymnasium's Pendulum-v1, elementwise -> (theta, theta_dot, reward); theta = 0 is upright."""
+    angle = (theta + np.pi) % (2 * np.pi) - np.pi
+    reward = -(angle**2 + 0.1 * theta_dot**2 + 0.001 * torque**2)
+    theta_dot = np.clip(theta_dot + (15 * np.sin(theta) + 3 * torque) * 0.05, -8, 8)
+    return theta + theta_dot * 0.05, theta_dot, reward
+
+
+def bilinear(theta, theta_dot, n_theta, n_theta_dot):
+    """Corners (..., 4) of the grid cell around each state, as indices of states, and their bilinear weights (..., 4)."""
+    x = (theta + np.pi) / (2 * np.pi) * n_theta
+    y = np.clip((theta_dot + 8) / 16, 0, 1) * (n_theta_dot - 1)
+    i, j = np.floor(x).astype(int), np.minimum(y.astype(int), n_theta_dot - 2)
+    x, y = x - i, y - j
+    left, right = i % n_theta * n_theta_dot + j, (i + 1) % n_theta * n_theta_dot + j     # theta is periodic
+    return (np.stack((left, left + 1, right, right + 1), -1),
+            np.stack(((1 - x) * (1 - y), (1 - x) * y, x * (1 - y), x * y), -1))
+
+
+@dataclass(frozen=True)
+class PendulumMDP(MDP):
+    """An MDP with its grid: theta (n,), theta_dot (m,), a (A,) = torque/2, log_base (A,); state index i m + j."""
+    theta: np.ndarray
+    theta_dot: np.ndarray
+    a: np.ndarray
+    log_base: np.ndarray
+
+
+def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"):
+    """Pendulum-v1 on a grid: the bilinear weights of the next state are its transition probabilities.
+
+    Actions a = torque/2 in [−1, 1], the frame in which SAC measures entropy: spacing "tanh" puts the nodes at tanh u,
+    |u| ≤ 6, with weights da = sech² u du, and so resolves the layers of width α/|∂Q/∂a| at the bounds that a "uniform"
+    grid (bounds included, equal weights) mis-integrates.  "uniform" is for α = 0.
+    """
+    if spacing not in ("tanh", "uniform"):
+        raise ValueError(f"spacing must be 'tanh' or 'uniform', got {spacing!r}")
+    theta = -np.pi + 2 * np.pi / n_theta * np.arange(n_theta)
+    theta_dot = np.linspace(-8, 8, n_theta_dot)
+    u = np.linspace(-6, 6, n_a)
+    a = np.tanh(u) if spacing == "tanh" else u / 6
+    log_base = np.log((1 - a * a) * (u[1] - u[0])) if spacing == "tanh" else np.full(n_a, np.log(2 / n_a))
+    *after, reward = pendulum_step(*np.meshgrid(theta, theta_dot, 2 * a, indexing="ij"))
+    successor, probability = (w.reshape(-1, n_a, 4) for w in bilinear(*after, n_theta, n_theta_dot))
+    return PendulumMDP(reward.reshape(-1, n_a), successor, probability, gamma, theta, theta_dot, a, log_base)
+
+
+def pendulum_optimal_return(thetas, theta_dots, n_theta=201, n_theta_dot=201, n_torque=21, n_steps=200):
+    """The best possible return of n_steps steps from each start, to within the grid's error.  (N,), (N,) -> (N,).
+
+    Backward induction on the grid (Eq. 14 with γ = 1 and the hard maximum), then greedy steps on the true dynamics: so
+    each number is a return that was really reached, a lower bound of the optimum.
+    """
+    theta, theta_dot = _finite("thetas", thetas, 1).copy(), _finite("theta_dots", theta_dots, 1).copy()
+    mdp = pendulum_mdp(n_theta, n_theta_dot, n_torque, gamma=1.0, spacing="uniform")
+    values = [np.zeros(n_theta * n_theta_dot)]
+    for _ in range(n_steps - 1):
+        values.append(soft_backup(mdp, values[-1]).max(-1))
+    total, torques = np.zeros(len(theta)), np.linspace(-2, 2, 4 * n_torque - 3)
+    for V in reversed(values):
+        *after, reward = pendulum_step(theta[:, None], theta_dot[:, None], torques)
+        successor, probability = bilinear(*after, n_theta, n_theta_dot)
+        best = (reward + (probability * V[successor]).sum(-1)).argmax(-1)
+        theta, theta_dot, reward = pendulum_step(theta, theta_dot, torques[best])
+        total += reward
+    return total

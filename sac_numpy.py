@@ -1,0 +1,511 @@
+"""Soft Actor-Critic by hand: networks, gradients and the training loop in NumPy, without autograd.   Eq. 18–22
+
+Needs numpy and gymnasium.  `python sac_numpy.py` trains on Pendulum-v1 and reports the evaluation.
+
+    s, a, r, s'   state (obs), action, reward, next state (next_obs)       (N, obs_dim), (N, A), (N,), (N, obs_dim)
+    u, a          Gaussian sample and a = tanh u in (−1, 1)                (N, A); every log π is a density in this frame
+    μ, σ          mean and standard deviation of u, from the actor         (N, A)
+    Q, V          soft action value, of both critics (2, N); soft value (N,)
+    α alpha       temperature: the price of one nat of entropy, in units of reward
+    H̄             target entropy
+    γ gamma       discount;   τ tau: Polyak rate of the target networks (a friction and a time in langevin.py)
+    θ theta       all parameters of a network, one flat vector;   d_x, dx: always ∂Loss/∂x, and of x's shape
+
+Read downwards: the file follows one transition from the networks through the buffer to the four losses and the loop.
+"""
+import os
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+    os.environ.setdefault(_variable, "1")        # one BLAS thread is faster at these sizes; must precede import numpy
+
+import argparse
+import json
+import math
+import sys
+import time
+import timeit
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+
+LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # keep σ positive in float32, and u where tanh is not all saturated
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every hyperparameter, with its reason."""
+    hidden: tuple = (64, 64, 64)
+    gamma: float = 0.995
+    tau: float = 0.02
+    batch_size: int = 128
+    learning_rate: float = 3e-3
+    final_learning_rate: float = 1e-4
+    warmup: int = 500
+    alpha: float = 0.2
+    tune_alpha: bool = True
+    target_entropy: float = None
+    q_scale: float = 10.0
+    buffer_size: int = 1_000_000
+
+
+# --- Networks and their optimiser -------------------------------------------------------------------------------------
+
+class MLP:
+    """Affine layers with ReLU between them.  sizes (n_in, …, n_out);  copies=2: twin networks on a leading axis.
+
+    theta is the vector of all parameters, weights and biases are views into it, layer by layer: W (…, n_in, n_out),
+    b (…, 1, n_out).  The output is multiplied by scale.
+    """
+
+    def __init__(self, sizes, rng, copies=None, dtype=np.float32, scale=1.0):
+        lead = () if copies is None else (copies,)
+        self.scale = scale
+        self.shapes = [lead + shape for n_in, n_out in zip(sizes, sizes[1:]) for shape in ((n_in, n_out), (1, n_out))]
+        self.theta = np.empty(sum(map(math.prod, self.shapes)), dtype)
+        self.weights, self.biases = self.views(self.theta)
+        for W, b in zip(self.weights, self.biases):
+            bound = 1 / math.sqrt(W.shape[-2])
+            W[...], b[...] = rng.uniform(-bound, bound, W.shape), rng.uniform(-bound, bound, b.shape)
+
+    def views(self, flat):
+        """The weights and the biases that a flat vector holds, without copying."""
+        ends = np.cumsum([math.prod(shape) for shape in self.shapes]).tolist()
+        parts = [flat[end - math.prod(shape):end].reshape(shape) for shape, end in zip(self.shapes, ends)]
+        return parts[::2], parts[1::2]
+
+    def forward(self, x):
+        """x (N, n_in) -> y (N, n_out) or (copies, N, n_out), and the input of each layer, which backward needs."""
+        cache = []
+        for i, (W, b) in enumerate(zip(self.weights, self.biases)):
+            cache.append(x)
+            x = x @ W                                                       # the one new array of the layer
+            x += b
+            if i < len(self.weights) - 1:
+                np.maximum(x, 0, out=x)                                     # ReLU
+        x *= self.scale
+        return x, cache
+
+    def backward(self, dy, cache, with_theta=True, with_x=True):
+        """dy, of y's shape -> d_theta, dx: the gradients of Σ y·dy.  One that is not wanted is None, and costs nothing."""
+        d_theta = dx = None
+        if with_theta:
+            d_theta = np.empty_like(self.theta)
+            d_weights, d_biases = self.views(d_theta)
+        dy = dy * self.scale
+        ones = np.ones((1, dy.shape[-2]), dy.dtype)
+        for i in reversed(range(len(self.weights))):
+            x, W = cache[i], self.weights[i]
+            if with_theta:
+                np.matmul(x.swapaxes(-1, -2), dy, out=d_weights[i])         # y = x W + b:  dW = xᵀ dy
+                np.matmul(ones, dy, out=d_biases[i])                        # db = Σ dy over the batch (faster than sum)
+            if i > 0 or with_x:
+                dx = dy @ W.swapaxes(-1, -2)                                # dx = dy Wᵀ
+            if i > 0:
+                dx *= x > 0                                                 # ReLU passes on what it let through
+                dy = dx
+        if with_x and dx.ndim > cache[0].ndim:
+            dx = dx.sum(axis=0)                                             # the twins share their input
+        return d_theta, dx if with_x else None
+
+
+class Adam:
+    """Adam (Kingma & Ba 2015) on one flat vector, which step updates in place."""
+
+    def __init__(self, theta, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+        self.theta, self.learning_rate = theta, learning_rate
+        self.beta1, self.beta2, self.epsilon = beta1, beta2, epsilon
+        self.m, self.v, self.t = np.zeros_like(theta), np.zeros_like(theta), 0
+
+    def step(self, d_theta):
+        """Move θ by −learning_rate · m̂ / (√v̂ + ε), where m and v are kept as sums: mean = (1 − β) sum."""
+        self.t += 1
+        self.m *= self.beta1
+        self.m += d_theta
+        self.v *= self.beta2
+        self.v += d_theta * d_theta
+        correct_m = (1 - self.beta1) / (1 - self.beta1**self.t)             # also undoes the start from zero
+        correct_v = (1 - self.beta2) / (1 - self.beta2**self.t)
+        step = np.sqrt(self.v)
+        step += self.epsilon / math.sqrt(correct_v)
+        np.divide(self.m, step, out=step)
+        step *= self.learning_rate * correct_m / math.sqrt(correct_v)
+        self.theta -= step
+
+
+class ReplayBuffer:
+    """The last `capacity` transitions (s, a, r, s', terminated), one float32 row each; memory is taken as it fills."""
+
+    def __init__(self, capacity, obs_dim, action_dim):
+        self.ends = np.cumsum((obs_dim, action_dim, 1, obs_dim, 1)).tolist()
+        self.rows = np.zeros((capacity, self.ends[-1]), np.float32)
+        self.added = 0
+
+    def __len__(self):
+        return min(self.added, len(self.rows))
+
+    def add(self, obs, a, reward, next_obs, terminated):
+        """Store one transition over the oldest.  a in the tanh frame; terminated: s' is terminal, not merely a time limit."""
+        row = self.rows[self.added % len(self.rows)]
+        for part, value in zip(self.split(row), (obs, a, reward, next_obs, terminated)):
+            part[...] = value
+        self.added += 1
+
+    def split(self, rows):
+        """obs, a, reward, next_obs, terminated as views of rows (..., width)."""
+        s, a, r, s2, _ = self.ends
+        return rows[..., :s], rows[..., s:a], rows[..., a], rows[..., r:s2], rows[..., s2]
+
+    def sample(self, batch_size, rng):
+        """A batch drawn uniformly with replacement: obs (N, obs_dim), a (N, A), reward (N,), next_obs, terminated (N,)."""
+        return self.split(self.rows[rng.integers(0, len(self), batch_size)])
+
+
+# --- The policy: a Gaussian, squashed ---------------------------------------------------------------------------------
+
+def squashed_gaussian(mu, log_std, noise):
+    """a = tanh(μ + σ·noise) (N, A) and its log π(a) (N,), a density over a in (−1, 1)^A.  All inputs (N, A).
+
+    log π(a) = Σ log N(u; μ, σ) − log(1 − tanh² u).  The last term, as 2(log 2 − u − softplus(−2u)), is exact for every
+    u; log(1 − a² + 1e-6) stops at −13.8, and with it the gradient (Haarnoja et al. 2018, app. C, has the formula).
+    """
+    u = mu + np.exp(log_std) * noise
+    log_normal = -0.5 * noise * noise - log_std - 0.5 * math.log(2 * math.pi)
+    log_slope = 2 * (math.log(2) - u - np.logaddexp(0, -2 * u))             # log(1 − tanh² u)
+    return np.tanh(u), (log_normal - log_slope).sum(axis=-1)
+
+
+# --- Soft Actor-Critic ------------------------------------------------------------------------------------------------
+
+class SAC:
+    """An agent for observations (obs_dim,) and actions between action_low and action_high (A,), both finite.
+
+    Source: Haarnoja et al. 2018b (arXiv:1812.05905): two critics, no value network, α tuned.  Equal seeds, equal agents.
+    """
+
+    def __init__(self, obs_dim, action_low, action_high, settings=Settings(), seed=0, dtype=np.float32):
+        s = self.settings = settings
+        self.low, self.high = np.atleast_1d(action_low).astype(dtype), np.atleast_1d(action_high).astype(dtype)
+        if self.low.ndim != 1 or self.low.shape != self.high.shape or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any():
+            raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
+        check_settings(s)
+        A = self.action_dim = len(self.low)
+        self.obs_dim, self.dtype, self.rng = obs_dim, np.dtype(dtype), np.random.default_rng(seed)
+        self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
+        self.critic = MLP((obs_dim + A, *s.hidden, 1), self.rng, copies=2, dtype=dtype, scale=s.q_scale)
+        self.critic_target = MLP((obs_dim + A, *s.hidden, 1), self.rng, copies=2, dtype=dtype, scale=s.q_scale)
+        self.critic_target.theta[:] = self.critic.theta
+        self.log_alpha = np.array([math.log(s.alpha)])
+        self.target_entropy = -A if s.target_entropy is None else s.target_entropy
+        self.optimisers = [Adam(theta, s.learning_rate) for theta in (self.critic.theta, self.actor.theta, self.log_alpha)]
+
+    @property
+    def alpha(self):
+        return math.exp(self.log_alpha[0])
+
+    def policy(self, obs):
+        """μ, log σ (N, A), where log σ was not clipped (N, A), and the actor's cache."""
+        y, cache = self.actor.forward(obs)
+        mu, raw = y[..., :self.action_dim], y[..., self.action_dim:]
+        log_std = np.minimum(np.maximum(raw, LOG_STD_MIN), LOG_STD_MAX)
+        return mu, log_std, raw == log_std, cache
+
+    def act(self, obs, deterministic=False):
+        """Action in the environment's units.  obs (obs_dim,) -> (A,), or (N, obs_dim) -> (N, A).  deterministic: tanh μ."""
+        obs = np.asarray(obs, self.dtype)
+        if obs.ndim not in (1, 2) or obs.shape[-1] != self.obs_dim:
+            raise ValueError(f"obs must have shape ({self.obs_dim},) or (N, {self.obs_dim}), got {obs.shape}")
+        return self.to_environment(self.sample(np.atleast_2d(obs), deterministic).reshape(obs.shape[:-1] + (-1,)))
+
+    def sample(self, obs, deterministic=False):
+        """Action in the tanh frame.  obs (N, obs_dim) -> (N, A)."""
+        mu, log_std, *_ = self.policy(obs)
+        return np.tanh(mu if deterministic else mu + np.exp(log_std) * self.rng.standard_normal(mu.shape, self.dtype))
+
+    def to_environment(self, a):
+        """From (−1, 1) to [low, high]."""
+        return np.clip(self.low + (a + 1) * (0.5 * (self.high - self.low)), self.low, self.high)
+
+    def target(self, reward, next_obs, terminated, noise):
+        """y (N,) for the critics, a' drawn with noise (N, A).  A time limit is not `terminated`: there the future counts."""
+        mu, log_std, *_ = self.policy(next_obs)
+        a, log_prob = squashed_gaussian(mu, log_std, noise)
+        Q = self.critic_target.forward(np.concatenate((next_obs, a), axis=1))[0][..., 0]
+        V = np.minimum(Q[0], Q[1]) - self.alpha * log_prob                  # soft value (Eq. 15), of the smaller critic
+        return reward + self.settings.gamma * (1 - terminated) * V          # Eq. 19 (soft Bellman target)
+
+    def critic_loss(self, obs, a, y):
+        """Σ over both critics of the mean of (Q − y)², y held fixed, and its d_theta.  a in the tanh frame."""
+        Q, cache = self.critic.forward(np.concatenate((obs, a), axis=1))
+        error = Q[..., 0] - y
+        loss = np.vdot(error, error) / len(y)                               # Eq. 18 (critic loss)
+        dQ = (2 / len(y)) * error[..., None]
+        return loss, self.critic.backward(dQ, cache, with_x=False)[0]
+
+    def actor_loss(self, obs, noise):
+        """Mean of α log π(a|s) − min Q(s, a) with a drawn through noise (N, A), its d_theta, and log π (N,).
+
+        The gradient goes through the sample (reparameterisation): ∂a/∂u = 1 − a², ∂u/∂μ = 1, ∂u/∂log σ = σ·noise, and
+        at fixed noise ∂log π/∂u = 2a, ∂log π/∂log σ = −1 + 2a σ·noise.
+        """
+        N, alpha = len(obs), self.alpha
+        mu, log_std, free, cache = self.policy(obs)
+        a, log_prob = squashed_gaussian(mu, log_std, noise)
+        Q, critic_cache = self.critic.forward(np.concatenate((obs, a), axis=1))
+        first = Q[0] <= Q[1]
+        loss = (alpha * log_prob.sum() - np.where(first, Q[0], Q[1]).sum()) / N              # Eq. 20 (actor loss)
+        dQ = np.stack((first, ~first)).astype(self.dtype) * (-1 / N)        # only the smaller critic is seen
+        d_input = self.critic.backward(dQ, critic_cache, with_theta=False)[1]
+        du = d_input[:, self.obs_dim:] * (1 - a * a) + (2 * alpha / N) * a
+        d_log_std = (du * noise * np.exp(log_std) - alpha / N) * free
+        return loss, self.actor.backward(np.concatenate((du, d_log_std), axis=1), cache, with_x=False)[0], log_prob
+
+    def temperature_loss(self, log_prob):
+        """−α mean(log π + H̄), and its gradient in log α, which has the same value.  It lowers α while H > H̄."""
+        loss = -self.alpha * (float(log_prob.mean()) + self.target_entropy)                  # Eq. 22 (temperature loss)
+        return loss, loss                                                   # d(α c)/d log α = α c
+
+    def update(self, batch):
+        """One step on each of the four: critics, actor, temperature, target networks -> dict of losses, α and entropy.
+
+        batch: obs, a, reward, next_obs, terminated.  FloatingPointError if a loss is not finite, before it does harm.
+        """
+        obs, a, reward, next_obs, terminated = batch
+        noise = self.rng.standard_normal((2, *a.shape), self.dtype)
+        critic_step, actor_step, temperature_step = (optimiser.step for optimiser in self.optimisers)
+        critic_loss, d_theta = self.critic_loss(obs, a, self.target(reward, next_obs, terminated, noise[0]))
+        check_finite("critic loss", critic_loss)
+        critic_step(d_theta)
+        actor_loss, d_theta, log_prob = self.actor_loss(obs, noise[1])
+        check_finite("actor loss", actor_loss)
+        actor_step(d_theta)
+        if self.settings.tune_alpha:
+            temperature_step(self.temperature_loss(log_prob)[1])
+        self.critic_target.theta += self.settings.tau * (self.critic.theta - self.critic_target.theta)   # Polyak averaging
+        return {"critic_loss": float(critic_loss), "actor_loss": float(actor_loss), "alpha": self.alpha, "entropy": -float(log_prob.mean())}
+
+    def save(self, path):
+        """Write the agent to an .npz file, whole or not at all: networks, α, bounds, settings, random state; no pickle."""
+        path = Path(path)
+        about = {"obs_dim": self.obs_dim, "dtype": self.dtype.name, "settings": asdict(self.settings), "rng": self.rng.bit_generator.state}
+        part = path.with_name(path.name + ".part")
+        try:
+            with open(part, "wb") as file:
+                np.savez(file, about=json.dumps(about), low=self.low, high=self.high, actor=self.actor.theta,
+                         critic=self.critic.theta, critic_target=self.critic_target.theta, log_alpha=self.log_alpha)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path):
+        """The agent that save wrote: it acts bitwise as before.  ValueError if the file is damaged or something else."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                data = dict(file)
+            about = json.loads(str(data["about"]))
+            settings = Settings(**{**about["settings"], "hidden": tuple(about["settings"]["hidden"])})
+            agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=about["dtype"])
+            for name in ("actor", "critic", "critic_target"):
+                check_finite(name, data[name])
+                theta = getattr(agent, name).theta
+                theta[:] = data[name].reshape(theta.shape)
+            agent.log_alpha[...] = data["log_alpha"]
+            agent.rng.bit_generator.state = about["rng"]
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, FloatingPointError) as error:
+            raise ValueError(f"{path} is not a whole file written by SAC.save ({error})") from None
+        return agent
+
+
+def check_settings(s):
+    """ValueError for settings with which nothing can be learned."""
+    for name in ("tau", "batch_size", "learning_rate", "final_learning_rate", "warmup", "alpha", "q_scale", "buffer_size"):
+        if not (math.isfinite(getattr(s, name)) and getattr(s, name) > 0):
+            raise ValueError(f"setting {name} must be a positive number, got {getattr(s, name)}")
+    if not 0 <= s.gamma < 1 or s.tau > 1 or not s.hidden or min(s.hidden) < 1:
+        raise ValueError(f"settings need 0 ≤ gamma < 1, tau ≤ 1 and hidden widths ≥ 1, got {s}")
+
+
+def check_finite(name, value):
+    """FloatingPointError, with the name, if any number is NaN or infinite."""
+    if not np.isfinite(value).all():
+        raise FloatingPointError(f"the {name} is not finite: {value}")
+
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+def make_environment(env):
+    """The gymnasium.Env that an id names, or env itself.  ValueError if SAC cannot learn in it."""
+    if isinstance(env, str):
+        try:
+            env = gym.make(env)
+        except Exception as error:
+            raise ValueError(f"cannot make the environment {env!r}: {error}") from None
+    obs, action = env.observation_space, env.action_space
+    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
+        raise ValueError(f"observations must be a flat Box, of shape (n,), got {obs}")
+    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
+        raise ValueError(f"actions must be a flat Box with finite bounds, got {action}")
+    return env
+
+
+def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
+    """Train on an environment (an id or a gymnasium.Env) for n_steps steps -> agent, log.
+
+    log holds arrays: per update "step", "critic_loss", "actor_loss", "alpha", "entropy"; per finished episode "episode_step",
+    "episode_return"; and "observations", every state visited (n, obs_dim).  progress(step, agent, log), if given, is
+    called after every step, with lists.  Ctrl-C ends the training early, with what was learned so far.
+    ValueError for what cannot be trained; FloatingPointError, naming step and quantity, if a number is not finite.
+    """
+    if n_steps != int(n_steps) or n_steps <= settings.warmup:
+        raise ValueError(f"n_steps must be a whole number larger than the {settings.warmup} steps of warm-up, got {n_steps}")
+    made_here, env = isinstance(env, str), make_environment(env)
+    box = env.action_space
+    agent = SAC(env.observation_space.shape[0], box.low, box.high, settings, seed)
+    buffer = ReplayBuffer(min(n_steps, settings.buffer_size), agent.obs_dim, agent.action_dim)
+    log = {key: [] for key in ("step", "critic_loss", "actor_loss", "alpha", "entropy", "episode_step", "episode_return")}
+    step = 0
+    try:
+        obs, _ = env.reset(seed=seed)
+        episode_return = 0.0
+        for step in range(1, n_steps + 1):
+            if step <= settings.warmup:
+                a = agent.rng.uniform(-1, 1, agent.action_dim)
+            else:
+                a = agent.sample(np.asarray(obs, agent.dtype)[None])[0]
+            next_obs, reward, terminated, truncated, _ = env.step(agent.to_environment(a).astype(box.dtype))
+            check_finite("observation", next_obs)
+            check_finite("reward", reward)
+            buffer.add(obs, a, reward, next_obs, terminated)
+            obs, episode_return = next_obs, episode_return + float(reward)
+            if terminated or truncated:
+                log["episode_step"].append(step)
+                log["episode_return"].append(episode_return)
+                obs, episode_return = env.reset()[0], 0.0
+            if step > settings.warmup:
+                for optimiser in agent.optimisers:                          # learning rates fall linearly
+                    optimiser.learning_rate += (settings.final_learning_rate - settings.learning_rate) / (n_steps - settings.warmup)
+                log["step"].append(step)
+                for name, value in agent.update(buffer.sample(settings.batch_size, agent.rng)).items():
+                    log[name].append(value)
+            if progress:
+                progress(step, agent, log)
+    except KeyboardInterrupt:
+        print(f"\ninterrupted at step {step} of {n_steps}", file=sys.stderr)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"training stopped at step {step}: {error}") from None
+    finally:
+        if made_here:
+            env.close()
+    log = {key: np.array(values) for key, values in log.items()}
+    return agent, log | {"observations": buffer.rows[:len(buffer), :agent.obs_dim].copy()}
+
+
+def evaluate(agent, env, seeds):
+    """Returns (len(seeds),) of the deterministic policy, undiscounted, one episode from each env.reset(seed=…)."""
+    made_here, env = isinstance(env, str), make_environment(env)
+    returns = np.zeros(len(seeds))
+    for i, seed in enumerate(seeds):
+        obs, _ = env.reset(seed=int(seed))
+        done = False
+        while not done:
+            obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True).astype(env.action_space.dtype))
+            returns[i] += reward
+            done = terminated or truncated
+    if made_here:
+        env.close()
+    return returns
+
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+def bare_products(agent, batch_size):
+    """The matrix products of one update, and nothing else: pairs of arrays to multiply."""
+    pairs, ones = [], lambda *shape: np.ones(shape, agent.dtype)
+    actor, critic = agent.actor.weights, agent.critic.weights
+    for weights, passes in ((actor, "f"), (critic, "f"), (critic, "fwd"), (actor, "fwd"), (critic, "fdx")):
+        for i, W in enumerate(weights):
+            x, dy = ones(*W.shape[:-2], batch_size, W.shape[-2]), ones(*W.shape[:-2], batch_size, W.shape[-1])
+            if "f" in passes:
+                pairs.append((x, W))                                        # forward
+            if "w" in passes:
+                pairs.append((x.swapaxes(-1, -2), dy))                      # weights' gradient
+            if "d" in passes and (i > 0 or "x" in passes):
+                pairs.append((dy, W.swapaxes(-1, -2)))                      # input's gradient
+    return pairs
+
+
+def benchmark():
+    """Print the time of one update beside that of its matrix products alone, of one environment step, and the memory."""
+    env = make_environment("Pendulum-v1")
+    env.reset(seed=0)
+    seconds = lambda f, n: min(timeit.repeat(f, number=n, repeat=7)) / n
+    print(f"one step of Pendulum-v1: {1e3 * seconds(lambda: env.unwrapped.step(np.zeros(1)), 1000):.3f} ms")
+    for hidden, batch_size, n in (((64, 64), 128, 300), ((256, 256), 256, 30)):
+        agent, rng = SAC(3, [-2], [2], Settings(hidden=hidden, batch_size=batch_size)), np.random.default_rng(0)
+        buffer = ReplayBuffer(10_000, 3, 1)
+        for _ in range(10_000):
+            buffer.add(rng.normal(size=3), rng.uniform(-1, 1), rng.normal(), rng.normal(size=3), False)
+        pairs = bare_products(agent, batch_size)
+        update = seconds(lambda: agent.update(buffer.sample(batch_size, agent.rng)), n)
+        products = seconds(lambda: [x @ y for x, y in pairs], n)
+        print(f"hidden {hidden}, batch {batch_size}: one update {1e3 * update:.3f} ms, its matrix products {1e3 * products:.3f} ms, "
+              f"ratio {update / products:.2f}; replay buffer {buffer.rows.nbytes / 2**20:.1f} MB per 10 000 steps")
+    try:
+        import resource
+        print(f"memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MB at its peak")
+    except ImportError:                                                     # not on Windows
+        pass
+
+
+def progress_line(n_steps):
+    """A progress callback that keeps one line up to date: step, last return, α, entropy, steps per second, time left."""
+    started, shown = time.monotonic(), [0.0]
+
+    def show(step, agent, log):
+        now = time.monotonic()
+        if now - shown[0] > 0.2 or step == n_steps:
+            shown[0] = now
+            rate = step / max(now - started, 1e-9)
+            last = f"{log['episode_return'][-1]:8.1f}" if log["episode_return"] else "       –"
+            entropy = f"{log['entropy'][-1]:6.2f}" if log["entropy"] else "     –"
+            print(f"\rstep {step:>{len(str(n_steps))}}/{n_steps}   last return {last}   α {agent.alpha:.4f}   entropy {entropy}   "
+                  f"{rate:5.0f} steps/s   {(n_steps - step) / rate:4.0f} s left ", end="" if step < n_steps else "\n", file=sys.stderr, flush=True)
+    return show
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Train Soft Actor-Critic and evaluate it on 100 fixed starts.")
+    parser.add_argument("--env", default="Pendulum-v1", help="id of a Gymnasium environment (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10_000, help="environment steps (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", metavar="FILE", help="write the trained agent, also after Ctrl-C")
+    parser.add_argument("--load", metavar="FILE", help="evaluate this agent instead of training one")
+    parser.add_argument("--benchmark", action="store_true", help="time one update against its bare matrix products")
+    args = parser.parse_args()
+    if args.benchmark:
+        return benchmark()
+    try:
+        if args.save and not os.access(Path(args.save).resolve().parent, os.W_OK):
+            raise ValueError(f"cannot write {args.save}: its folder does not exist or is not writable")
+        env = make_environment(args.env)
+        if args.load:
+            agent = SAC.load(args.load)
+            if (agent.obs_dim,) != env.observation_space.shape or not (np.array_equal(agent.low, env.action_space.low) and np.array_equal(agent.high, env.action_space.high)):
+                raise ValueError(f"{args.load} was trained on another environment: {agent.obs_dim} observations, actions in {agent.low} to {agent.high}")
+        else:
+            agent, log = train(env, seed=args.seed, n_steps=args.steps, progress=progress_line(args.steps))
+            if args.save:
+                agent.save(args.save)
+            if len(log["observations"]) < args.steps:
+                return 130
+        returns = evaluate(agent, env, range(100))
+        print(f"mean return over 100 episodes from reset(seed=0..99): {returns.mean():.1f} (standard deviation {returns.std():.1f})")
+    except (ValueError, FloatingPointError, OSError, RuntimeError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
