@@ -288,7 +288,7 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
     return PendulumMDP(reward.reshape(-1, n_a), successor, probability, gamma, theta, theta_dot, a, log_base)
 
 
-def pendulum_optimal_return(thetas, theta_dots, n_theta=201, n_theta_dot=201, n_torque=21, n_steps=200):
+def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_torque=11, n_steps=200):
     """The best possible return of n_steps steps from each start, to within the grid's error.  (N,), (N,) -> (N,).
 
     Backward induction on the grid (Eq. 14 with γ = 1 and the hard maximum), then greedy steps on the true dynamics: so
@@ -299,7 +299,7 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=201, n_theta_dot=201, n_
     values = [np.zeros(n_theta * n_theta_dot)]
     for _ in range(n_steps - 1):
         values.append(soft_backup(mdp, values[-1]).max(-1))
-    total, torques = np.zeros(len(theta)), np.linspace(-2, 2, 4 * n_torque - 3)
+    total, torques = np.zeros(len(theta)), np.linspace(-2, 2, 8 * n_torque - 7)
     for V in reversed(values):
         *after, reward = pendulum_step(theta[:, None], theta_dot[:, None], torques)
         successor, probability = bilinear(*after, n_theta, n_theta_dot)

@@ -1,0 +1,312 @@
+"""The figures, in the chapter's order: `python figures.py` makes all of them under plots/, `python figures.py NAME …` some.
+
+Each figure_… function asks the modules for numbers, then draws; its docstring is the caption and states the claim.
+Theory is drawn against simulation. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
+"""
+import argparse
+import functools
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import sac_numpy                                  # first: it sets the number of BLAS threads before numpy is imported
+import gymnasium as gym
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+import langevin
+import maxent
+
+BLUE, ORANGE, GREEN, RED, GREY, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#777777", "#56B4E9", "#CC79A7"
+STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
+         "legend.frameon": False, "axes.titlesize": 11, "figure.constrained_layout.use": True, "savefig.dpi": 130}
+
+
+# --- Physics ----------------------------------------------------------------------------------------------------------
+
+def histogram(x, edges):
+    """Density of the samples on the bins."""
+    return np.histogram(x, edges)[0] / (len(x) * np.diff(edges))
+
+
+def total_variation(p, q, edges):
+    """Half the L1 distance of two densities on the same bins: 0 for equal, 1 for disjoint."""
+    return 0.5 * np.sum(np.abs(p - q) * np.diff(edges))
+
+
+def figure_langevin(options):
+    """Temperature spreads an ensemble over both wells as Boltzmann says; one long trajectory at T = 0.1 never leaves its well.
+
+    Ensemble: 20 000 particles from even starts, t = 5. Trajectory: 50 000 steps of 0.01 from x = 0.5, the first 10 000 left out.
+    """
+    rng = np.random.default_rng(0)
+    edges = np.linspace(-2.2, 2.2, 67)
+    middle, dx = (edges[1:] + edges[:-1]) / 2, edges[1] - edges[0]
+    panels = []
+    for kT in (0.1, 0.5, 1.0, 2.0):
+        many = langevin.simulate(rng.uniform(-2, 2, 20_000), langevin.double_well_gradient, kT=kT, dt=0.01, n_steps=500, rng=rng)
+        one = langevin.simulate([0.5], langevin.double_well_gradient, kT=kT, dt=0.01, n_steps=50_000, rng=rng, record_every=10)[1000:, 0]
+        panels.append((kT, langevin.boltzmann_density(langevin.double_well(middle), dx, kT), histogram(many, edges), histogram(one, edges)))
+
+    fig = Figure(figsize=(11, 7))
+    for ax, (kT, exact, many, one) in zip(fig.subplots(2, 2).flat, panels):
+        ax.stairs(many, edges, fill=True, color=SKY, alpha=0.6, label=f"ensemble (distance {total_variation(many, exact, edges):.2f})")
+        ax.stairs(one, edges, color=RED, lw=1.4, label=f"one trajectory (distance {total_variation(one, exact, edges):.2f})")
+        ax.plot(middle, exact, color="black", lw=2, label="Boltzmann, Eq. 2")
+        ax.set(title=f"temperature T = {kT:g}", xlabel="position x", ylabel="probability density", ylim=(0, 1.45 * max(exact.max(), one.max())), xlim=(-2.2, 2.2))
+        well = ax.twinx()
+        well.plot(middle, langevin.double_well(middle), color=GREY, ls=":", lw=1.5, label="potential V(x)")
+        well.set(ylim=(0, 4), ylabel="potential V", yticks=(0, 1, 2))
+        well.grid(False)
+        well.spines["right"].set_visible(True)
+        handles = [h for a in (ax, well) for h in a.get_legend_handles_labels()[0]]
+        ax.legend(handles, [h.get_label() for h in handles], loc="upper center", ncols=2, fontsize=9)
+    fig.suptitle("The ensemble matches Boltzmann at every temperature; a single trajectory at T = 0.1 stays where it started  (distance: total variation)")
+    return fig
+
+
+def figure_boltzmann(options):
+    """The temperature α takes the Boltzmann policy from the best action alone to all actions alike; entropy only grows."""
+    Q = np.array([1.0, 3.0, 2.0, 0.5, 2.5])
+    panels = [(alpha, maxent.boltzmann_policy(Q, alpha), maxent.soft_value(Q, alpha)) for alpha in (0.1, 0.5, 1.0, 2.0, 5.0)]
+    alphas = np.logspace(-1.3, 1.7, 200)
+    curve = np.array([maxent.boltzmann_policy(Q, alpha) for alpha in alphas])
+
+    fig = Figure(figsize=(12, 6.5))
+    axes = fig.subplots(2, 3).flat
+    for ax, (alpha, pi, V) in zip(axes, panels):
+        bars = ax.bar(range(1, 6), pi, color=[RED if i == Q.argmax() else BLUE for i in range(5)])
+        ax.bar_label(bars, [f"{p:.2f}" for p in pi], fontsize=9)
+        ax.set(title=f"α = {alpha:g}\nH = {maxent.entropy(pi):.2f}   E[Q] = {pi @ Q:.2f}   V = {V:.2f}", ylim=(0, 1.12), ylabel="π(a)",
+               xticks=range(1, 6), xticklabels=[f"a{i}\nQ={q:g}" for i, q in enumerate(Q, 1)])
+        ax.grid(False, axis="x")
+    ax = axes[5]
+    ax.semilogx(alphas, maxent.entropy(curve), color=GREEN, lw=2, label="entropy H(π)")
+    ax.semilogx(alphas, curve @ Q, color=ORANGE, lw=2, label="mean value E[Q]")
+    for level, text, color in ((np.log(5), "log 5: uniform", GREEN), (3, "max Q", ORANGE), (Q.mean(), "mean Q", ORANGE)):
+        ax.axhline(level, color=color, ls=":", lw=1)
+        ax.text(0.055 if text == "max Q" or text == "mean Q" else 0.055, level + 0.03, text, color=color, fontsize=9)
+    ax.set(title="all temperatures", xlabel="temperature α", ylabel="nats, or units of Q", ylim=(0, 3.4))
+    ax.legend(loc="lower right")
+    fig.suptitle("Boltzmann policy π(a) ∝ exp(Q(a)/α), Eq. 17: the best action is red")
+    return fig
+
+
+# --- Soft Actor-Critic on Pendulum-v1 ---------------------------------------------------------------------------------
+
+EVALUATE_EVERY = 500
+ENVIRONMENT = "Pendulum-v1"
+
+
+@functools.cache
+def held_out_starts():
+    """Angle and angular velocity (2, 100) after env.reset(seed=0 … 99): the starts of every evaluation."""
+    env = gym.make(ENVIRONMENT)
+    cos, sin, theta_dot = np.array([env.reset(seed=seed)[0] for seed in range(100)], dtype=float).T
+    return np.arctan2(sin, cos), theta_dot
+
+
+@functools.cache
+def optimum():
+    """Best possible return (100,) from each held-out start."""
+    return maxent.pendulum_optimal_return(*held_out_starts())
+
+
+def observe(theta, theta_dot):
+    """What Pendulum-v1 shows of its state: (cos θ, sin θ, angular velocity) (..., 3)."""
+    return np.stack((np.cos(theta), np.sin(theta), theta_dot), -1)
+
+
+def pendulum_returns(agent, theta, theta_dot):
+    """Returns (N,) of the deterministic policy from N starts at once; sac_numpy.evaluate gives the same, one by one."""
+    total = np.zeros(len(theta))
+    for _ in range(200):
+        torque = agent.act(observe(theta, theta_dot), deterministic=True)[:, 0].astype(float)
+        theta, theta_dot, reward = maxent.pendulum_step(theta, theta_dot, torque)
+        total += reward
+    return total
+
+
+def _train_seed(job):
+    """Worker: train one seed, evaluating on the way -> agent, log with "evaluations" (n, 100)."""
+    seed, n_steps = job
+    evaluations = []
+
+    def progress(step, agent, log):
+        if step % 100 == 0:
+            with _steps_done.get_lock():
+                _steps_done.value += 100
+        if step % EVALUATE_EVERY == 0:
+            evaluations.append(pendulum_returns(agent, *held_out_starts()))
+    agent, log = sac_numpy.train(ENVIRONMENT, seed=seed, n_steps=n_steps, progress=progress)
+    return agent, log | {"evaluations": np.array(evaluations)}
+
+
+def _start_worker(steps_done):
+    global _steps_done
+    _steps_done = steps_done
+    signal.signal(signal.SIGINT, signal.SIG_IGN)                            # Ctrl-C is the parent's to handle
+
+
+@functools.cache
+def trained(n_seeds, n_steps):
+    """Agents and logs of seeds 0 … n_seeds − 1, trained in parallel processes, with a progress line."""
+    steps_done, started = multiprocessing.Value("l", 0), time.monotonic()
+    with multiprocessing.Pool(min(os.cpu_count(), n_seeds), _start_worker, (steps_done,)) as pool:
+        runs = pool.map_async(_train_seed, [(seed, n_steps) for seed in range(n_seeds)], chunksize=1)
+        while not runs.ready():
+            runs.wait(0.5)
+            done, total = steps_done.value, n_seeds * n_steps
+            left = (time.monotonic() - started) * (total - done) / max(done, 1)
+            print(f"\rtraining {n_seeds} seeds: {done}/{total} steps, {left:.0f} s left   ", end="", file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        return runs.get()
+
+
+def interquartile_mean(x):
+    """Mean over the middle half of the first axis."""
+    x, cut = np.sort(x, axis=0), len(x) // 4
+    return x[cut:len(x) - cut].mean(axis=0)
+
+
+def bootstrap_band(x, n=2000):
+    """95 % band of the interquartile mean over the first axis, by resampling it."""
+    draws = np.random.default_rng(0).integers(0, len(x), (n, len(x)))
+    return np.percentile([interquartile_mean(x[i]) for i in draws], (2.5, 97.5), axis=0)
+
+
+def figure_training(options):
+    """SAC reaches the exact optimum of Pendulum-v1 to within a few units: every seed (thin), their interquartile mean and its 95 % band.
+
+    Evaluation: deterministic policy from the same 100 starts as the optimum. Flat losses do not show this; regret does.
+    """
+    runs = trained(options.seeds, options.steps)
+    returns = np.array([log["evaluations"].mean(axis=1) for _, log in runs])
+    regret = optimum().mean() - returns
+    steps = EVALUATE_EVERY * np.arange(1, returns.shape[1] + 1)
+    update = runs[0][1]["step"]
+    smooth = lambda x: np.apply_along_axis(lambda row: np.convolve(row, np.full(100, 0.01), "valid"), -1, x)
+    logs = {key: smooth(np.array([log[key] for _, log in runs])) for key in ("entropy", "alpha", "critic_loss", "actor_loss")}
+    update = smooth(update.astype(float))
+
+    fig = Figure(figsize=(12, 7.5))
+    (top_left, top_right), (bottom_left, bottom_right) = fig.subplots(2, 2)
+    for ax, values in ((top_left, returns), (top_right, regret)):
+        ax.plot(steps, values.T, color=BLUE, lw=0.6, alpha=0.4)
+        ax.fill_between(steps, *bootstrap_band(values), color=BLUE, alpha=0.25)
+        ax.plot(steps, interquartile_mean(values), color=BLUE, lw=2, label="interquartile mean")
+        ax.set(xlabel="environment steps")
+    top_left.axhline(optimum().mean(), color="black", ls="--", label=f"exact optimum {optimum().mean():.1f}")
+    top_left.set(title="Learning curve", ylabel="mean return, 100 fixed starts")
+    top_right.set(title=f"Regret = optimum − return: {interquartile_mean(regret)[-1]:.1f} at the end, worst seed {regret[:, -1].max():.1f}",
+                  ylabel="regret (log axis)", yscale="log")
+    top_right.axhline(5, color=GREY, ls=":", label="5")
+    bottom_left.plot(update, logs["entropy"].T, color=GREEN, lw=0.6, alpha=0.5)
+    bottom_left.axhline(-1, color="black", ls="--", label="target entropy H̄ = −1")
+    bottom_left.plot([], [], color=GREEN, label="entropy of π")
+    bottom_left.set(title="Entropy falls to its target; α is what it costs", xlabel="environment steps", ylabel="entropy (nats, a in [−1, 1])")
+    right = bottom_left.twinx()
+    right.semilogy(update, logs["alpha"].T, color=ORANGE, lw=0.6, alpha=0.6)
+    right.plot([], [], color=ORANGE, label="temperature α")
+    right.set(ylabel="temperature α (units of reward)")
+    right.grid(False)
+    right.spines["right"].set_visible(True)
+    bottom_left.legend(handles=bottom_left.get_legend_handles_labels()[0] + right.get_legend_handles_labels()[0], loc="upper right")
+    bottom_right.semilogy(update, logs["critic_loss"].T, color=PINK, lw=0.6, alpha=0.6)
+    bottom_right.semilogy(update, np.abs(logs["actor_loss"].T), color=BLUE, lw=0.6, alpha=0.6)
+    bottom_right.plot([], [], color=PINK, label="critic loss (Eq. 18)")
+    bottom_right.plot([], [], color=BLUE, label="actor loss (Eq. 20), about −V")
+    bottom_right.set(title="Losses say little: the target moves", xlabel="environment steps", ylabel="loss (log axis)")
+    for ax in (top_left, top_right, bottom_right):
+        ax.legend(loc="best")
+    fig.suptitle(f"Soft Actor-Critic on {ENVIRONMENT}: {options.seeds} seeds, {options.steps} steps each")
+    return fig
+
+
+def figure_policy(options):
+    """What seed 0 has learned beside the exact soft-optimal solution at the same α: mean torque, value, and their difference.
+
+    Colours outside the dotted states, which training never visited, are guesses. Dashed: the energy of standing upright.
+    """
+    agent, log = trained(options.seeds, options.steps)[0]
+    mdp = maxent.pendulum_mdp(gamma=agent.settings.gamma)
+    Q, _, pi = maxent.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
+    shape = len(mdp.theta), len(mdp.theta_dot)
+    obs = observe(*(x.ravel() for x in np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij"))).astype(agent.dtype)
+    a = agent.sample(obs, deterministic=True)
+    learned_Q = agent.critic.forward(np.concatenate((obs, a), 1))[0].min(0)[:, 0]
+    exact_Q = (pi * Q).sum(1)
+    rows = (("mean torque", 2 * a[:, 0], 2 * pi @ mdp.a, "RdBu", (-2, 2), (-4, 4)),
+            ("value Q(s, π(s))", learned_Q, exact_Q, "viridis", (exact_Q.min(), exact_Q.max()), (-60, 60)))
+    cos, sin, speed = log["observations"].T
+    angle = np.arctan2(sin, cos)
+    cell = (np.round((angle + np.pi) / (2 * np.pi) * shape[0]).astype(int) % shape[0]) * shape[1] + np.round((speed + 8) / 16 * (shape[1] - 1)).astype(int)
+
+    fig = Figure(figsize=(13, 7.5))
+    for (name, learned, exact, colours, limits, span), axes in zip(rows, fig.subplots(2, 3, sharex=True, sharey=True)):
+        agreement = np.corrcoef(learned[cell], exact[cell])[0, 1]
+        for ax, z, title, cmap, lim in ((axes[0], learned, f"learned {name}", colours, limits), (axes[1], exact, f"exact {name}", colours, limits),
+                                        (axes[2], learned - exact, f"difference (correlation {agreement:.3f} where visited)", "PuOr", span)):
+            image = ax.pcolormesh(mdp.theta, mdp.theta_dot, z.reshape(shape).T, cmap=cmap, vmin=lim[0], vmax=lim[1], shading="nearest", rasterized=True)
+            fig.colorbar(image, ax=ax, label="torque (N m)" if "torque" in name else "units of return")
+            for sign in (-1, 1):
+                ax.plot(mdp.theta, sign * np.sqrt(30 * (1 - np.cos(mdp.theta))), color="black", ls="--", lw=1)
+            ax.set(title=title, ylim=(-8, 8), xlim=(-np.pi, np.pi), xticks=(-np.pi, 0, np.pi), xticklabels=("−π", "0 (upright)", "π"))
+            ax.grid(False)
+        axes[0].set(ylabel="angular velocity (rad/s)")
+        axes[0].plot(angle[::4], speed[::4], ".", color="black", ms=1, alpha=0.5)
+    for ax in axes:
+        ax.set(xlabel="angle θ (rad)")
+    fig.suptitle(f"SAC, seed 0, {options.steps} steps, beside the exact solution at its α = {agent.alpha:.3f}   (dots: states visited; dashed: energy of standing upright)")
+    return fig
+
+
+FIGURES = {
+    "langevin_dynamics_temperature_controls": figure_langevin,
+    "Boltzmann_Policy": figure_boltzmann,
+    "RL_training_log": figure_training,
+    "policy_and_Q": figure_policy,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Make the figures: all of them, or those named.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join(FIGURES)}")
+    parser.add_argument("--seeds", type=int, default=10, help="how many seeds to train (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=10_000, help="environment steps of each seed (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "plots", help="folder for the figures (default: %(default)s)")
+    options = parser.parse_args()
+    try:
+        for name in options.names:
+            if name not in FIGURES:
+                raise ValueError(f"unknown figure {name!r}; accepted: {', '.join(FIGURES)}")
+        if options.seeds < 1 or options.steps < 2000:
+            raise ValueError(f"--seeds must be at least 1 and --steps at least 2000, got {options.seeds} and {options.steps}")
+        options.out.mkdir(parents=True, exist_ok=True)
+        if not os.access(options.out, os.W_OK):
+            raise OSError(f"cannot write to {options.out}")
+        for name in options.names or FIGURES:
+            started = time.monotonic()
+            with rc_context(STYLE):
+                fig = FIGURES[name](options)
+                part = options.out / f".{name}.part.png"
+                try:
+                    fig.savefig(part)
+                    os.replace(part, options.out / f"{name}.png")           # a figure is there whole, or the old one is
+                finally:
+                    part.unlink(missing_ok=True)
+            print(f"{options.out / name}.png   {time.monotonic() - started:.1f} s", flush=True)
+    except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the figures named above are complete", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
