@@ -59,13 +59,134 @@ def figure_langevin(options):
         ax.plot(middle, exact, color="black", lw=2, label="Boltzmann, Eq. 2")
         ax.set(title=f"temperature T = {kT:g}", xlabel="position x", ylabel="probability density", ylim=(0, 1.45 * max(exact.max(), one.max())), xlim=(-2.2, 2.2))
         well = ax.twinx()
-        well.plot(middle, langevin.double_well(middle), color=GREY, ls=":", lw=1.5, label="potential V(x)")
+        low = langevin.double_well(middle) < 2.4
+        well.plot(middle[low], langevin.double_well(middle)[low], color=GREY, ls=":", lw=1.5, label="potential V(x)")
         well.set(ylim=(0, 4), ylabel="potential V", yticks=(0, 1, 2))
         well.grid(False)
         well.spines["right"].set_visible(True)
         handles = [h for a in (ax, well) for h in a.get_legend_handles_labels()[0]]
         ax.legend(handles, [h.get_label() for h in handles], loc="upper center", ncols=2, fontsize=9)
-    fig.suptitle("The ensemble matches Boltzmann at every temperature; a single trajectory at T = 0.1 stays where it started  (distance: total variation)")
+    fig.suptitle("The ensemble matches Boltzmann at every T; one trajectory at T = 0.1 stays in its well   (distance: total variation)")
+    return fig
+
+
+def figure_fokker_planck(options):
+    """The density of Eq. 3 and an ensemble that obeys Eq. 1 stay together, while the free energy falls to −kT log Z.
+
+    Double well, kT = 0.5, from N(1, 0.15²); 20 000 particles, Euler–Maruyama, dt = 0.002.
+    """
+    kT, dt, times = 0.5, 0.002, np.array([0.05, 0.3, 1.0, 4.0, 16.0])
+    grid = np.linspace(-2.2, 2.2, 265)
+    dx, V = grid[1] - grid[0], langevin.double_well(grid)
+    p0 = np.exp(-((grid - 1) ** 2) / (2 * 0.15**2))
+    p0 /= p0.sum() * dx
+    fine = np.concatenate(([0.0], np.logspace(-2, np.log10(20), 40)))
+    densities = langevin.fokker_planck_evolve(p0, V, dx, kT, times)
+    F = [langevin.free_energy(p, V, dx, kT) for p in langevin.fokker_planck_evolve(p0, V, dx, kT, fine)]
+    F_rest = -kT * np.log(np.sum(np.exp(-V / kT)) * dx)
+    rng = np.random.default_rng(0)
+    x, samples = rng.normal(1, 0.15, 20_000), []
+    for steps in np.diff(np.round(times / dt).astype(int), prepend=0):
+        x = langevin.simulate(x, langevin.double_well_gradient, kT=kT, dt=dt, n_steps=steps, rng=rng, method="euler_maruyama")
+        samples.append(x)
+
+    fig = Figure(figsize=(12, 4.5))
+    left, right = fig.subplots(1, 2)
+    edges = np.linspace(-2.2, 2.2, 45)
+    for t, p, x, color in zip(times, densities, samples, (RED, ORANGE, GREEN, SKY, BLUE)):
+        left.plot(grid, p, color=color, lw=2, label=f"t = {t:g}")
+        left.plot((edges[1:] + edges[:-1]) / 2, histogram(x, edges), "o", color=color, ms=3)
+    left.plot(grid, langevin.boltzmann_density(V, dx, kT), color="black", ls="--", lw=1.2, label="Boltzmann, Eq. 2")
+    left.set(title="Density p(x, t): lines Eq. 3, dots 20 000 particles", xlabel="position x", ylabel="probability density")
+    left.legend()
+    right.semilogx(fine[1:], F[1:], color=BLUE, lw=2, label="F[p] of Eq. 3")
+    right.axhline(F_rest, color="black", ls="--", lw=1.2, label=f"−kT log Z = {F_rest:.3f}")
+    right.set(title="The free energy never rises", xlabel="time t", ylabel="free energy F")
+    right.legend()
+    return fig
+
+
+def figure_two_clocks(options):
+    """Inside a well the particle relaxes at once, between the wells in a time ∝ exp(1/T): why T = 0.1 is trapped.
+
+    Relaxation time three ways and by simulation: 1/λ₁ of Eq. 3's generator, half the exact first-passage time from well to
+    well, Kramers' formula, and the decay of the mean of 4000 particles that start in one well.
+    """
+    inverse_T = np.linspace(0.5, 10, 39)
+    grid = np.linspace(-2.6, 2.6, 201)
+    dx, V = grid[1] - grid[0], langevin.double_well(grid)
+    gap, passage, kramers = [], [], []
+    for kT in 1 / inverse_T:
+        G = langevin.fokker_planck_generator(V, dx, kT)
+        off = np.sqrt(np.diag(G, 1) * np.diag(G, -1))                       # symmetrised: same eigenvalues
+        gap.append(-1 / np.linalg.eigvalsh(np.diag(G.diagonal()) + np.diag(off, 1) + np.diag(off, -1))[-2])
+        passage.append(langevin.mean_first_passage_time(langevin.double_well, -1.0, 1.0, kT) / 2)
+        kramers.append(0.5 / langevin.kramers_rate(8, -4, 1, kT))
+    rng, simulated = np.random.default_rng(0), []
+    for kT in (1.0, 0.5, 1 / 3, 0.25, 0.2):
+        tau = np.interp(1 / kT, inverse_T, gap)
+        x = langevin.simulate(np.ones(4000), langevin.double_well_gradient, kT=kT, dt=0.02, n_steps=round(tau / 0.02), rng=rng, record_every=round(tau / 0.04))
+        half, whole = x.mean(1)                                             # means after τ/2 and τ: decay by exp(−½)
+        error = np.hypot(x[0].std() / half, x[1].std() / whole) / np.sqrt(4000)
+        rate = np.log(half / whole)
+        simulated.append((1 / kT, tau / 2 / rate, tau / 2 / rate * 2 * error / rate))
+
+    fig = Figure(figsize=(8.5, 5.2))
+    ax = fig.subplots()
+    ax.semilogy(inverse_T, gap, color=BLUE, lw=2.5, label="1/λ₁, spectral gap of Eq. 3")
+    ax.semilogy(inverse_T, passage, color=ORANGE, ls="--", lw=2, label="half the first-passage time −1 → 1")
+    ax.semilogy(inverse_T, kramers, color=GREEN, ls=":", lw=2, label="Kramers, 1/(2k)")
+    x, y, error = np.array(simulated).T
+    ax.errorbar(x, y, error, fmt="o", color="black", ms=5, capsize=3, label="Langevin simulation (± 2 standard errors)")
+    ax.axhline(1 / 8, color=GREY, lw=1)
+    ax.text(0.6, 0.15, "inside a well: 1/V'' = 1/8", color=GREY)
+    ax.axhline(500, color=RED, lw=1)
+    ax.text(0.6, 560, "length of the chapter's run: 500", color=RED)
+    ax.set(title="Two clocks: the time between wells grows like exp(1/T)", xlabel="1/T", ylabel="relaxation time", xlim=(0.4, 10.1))
+    for kT in (2, 1, 0.5, 0.1):
+        ax.axvline(1 / kT, color=GREY, lw=0.6, ls=":")
+        ax.text(1 / kT - 0.05, 1.5e4, f"T = {kT:g}", color=GREY, rotation=90, va="top", ha="right", fontsize=8)
+    ax.legend(loc="lower right", bbox_to_anchor=(1, 0.1))
+    return fig
+
+
+# --- Maximum caliber and the Boltzmann policy -------------------------------------------------------------------------
+
+def three_calibers(alpha):
+    """P(risky) and the believed P(win | risky) under three readings of Eq. 8, where risky pays 4 with chance 0.1, safe pays 1.
+
+    Rows: uniform base measure over paths; base measure of the true dynamics; causal (Eq. 14–17, the dynamics held fixed).
+    """
+    mdp = maxent.MDP(reward=np.array([[0.0, 0.0], [1.0, 1.0], [4.0, 4.0], [0.0, 0.0]]),        # states: start, safe, win, lose
+                     successor=np.array([[[1, 1], [2, 3]]] + [[[s, s], [s, s]] for s in (1, 2, 3)]),
+                     probability=np.array([[[1.0, 0.0], [0.1, 0.9]]] + 3 * [[[1.0, 0.0], [1.0, 0.0]]]), gamma=1.0)
+    paths, returns, log_p = maxent.enumerate_paths(mdp, start=0, horizon=2)
+    risky, win = paths[:, 1] == 1, paths[:, 2] == 2
+    result = []
+    for log_base in (0.0, log_p):
+        P = maxent.boltzmann_policy(returns, alpha, log_base)               # Eq. 8 with λ = 1/α
+        result.append((P[risky].sum(), P[risky & win].sum() / P[risky].sum()))
+    V = maxent.soft_value(maxent.soft_backup(mdp, np.zeros(4)), alpha)
+    pi = maxent.boltzmann_policy(maxent.soft_backup(mdp, V), alpha)
+    return np.array(result + [(pi[0, 1], 0.1)])
+
+
+def figure_three_calibers(options):
+    """In a stochastic world, "maximise the entropy over paths" has three answers; only the causal one keeps the odds honest.
+
+    The first two gamble, because they let the dynamics bend to the wish: they believe in luck that is not there.
+    """
+    alphas = np.logspace(-0.7, 2, 120)
+    values = np.array([three_calibers(alpha) for alpha in alphas])
+
+    fig = Figure(figsize=(11, 4.4))
+    for ax, k, title in zip(fig.subplots(1, 2), (0, 1), ("how often the risky action is chosen", "believed P(win | risky)")):
+        for row, (name, color, ls) in enumerate((("uniform over paths", RED, "--"), ("relative to the dynamics (posterior)", ORANGE, "-."), ("causal: soft Bellman, SAC", BLUE, "-"))):
+            ax.semilogx(alphas, values[:, row, k], color=color, ls=ls, lw=2.2, label=name)
+        ax.set(title=title, xlabel="temperature α", ylim=(0, 1.04))
+    ax.axhline(0.1, color="black", ls=":", lw=1.2, label="true P(win) = 0.1")
+    ax.legend(loc="center right", bbox_to_anchor=(1, 0.72))
+    fig.suptitle("Three calibers: safe pays 1, risky pays 4 with chance 0.1")
     return fig
 
 
@@ -87,9 +208,9 @@ def figure_boltzmann(options):
     ax = axes[5]
     ax.semilogx(alphas, maxent.entropy(curve), color=GREEN, lw=2, label="entropy H(π)")
     ax.semilogx(alphas, curve @ Q, color=ORANGE, lw=2, label="mean value E[Q]")
-    for level, text, color in ((np.log(5), "log 5: uniform", GREEN), (3, "max Q", ORANGE), (Q.mean(), "mean Q", ORANGE)):
+    for level, text, color in ((np.log(5), "log 5", GREEN), (3, "max Q", ORANGE), (Q.mean(), "mean Q: uniform", ORANGE)):
         ax.axhline(level, color=color, ls=":", lw=1)
-        ax.text(0.055 if text == "max Q" or text == "mean Q" else 0.055, level + 0.03, text, color=color, fontsize=9)
+        ax.text(0.055, level + (0.04 if color == ORANGE else -0.14), text, color=color, fontsize=9)
     ax.set(title="all temperatures", xlabel="temperature α", ylabel="nats, or units of Q", ylim=(0, 3.4))
     ax.legend(loc="lower right")
     fig.suptitle("Boltzmann policy π(a) ∝ exp(Q(a)/α), Eq. 17: the best action is red")
@@ -265,11 +386,132 @@ def figure_policy(options):
     return fig
 
 
+def fold(x):
+    """The line folded onto [−1, 1] by reflection at both ends, and the direction ±1 of the fold there."""
+    phase = (x + 1) % 4
+    return 1 - np.abs(phase - 2), np.where(phase < 2, 1.0, -1.0)
+
+
+def best_squashed_gaussian(Q, alpha, noise=np.linspace(-4, 4, 81)):
+    """μ, log σ and value of the tanh-Gaussian that minimises Eq. 20, α E[log π] − E[Q(a)], for Q a function of a in [−1, 1].
+
+    A search on a grid, refined five times: the actor loss has several minima, and gradients would find only one.
+    """
+    weight = np.exp(-noise**2 / 2) / np.exp(-noise**2 / 2).sum()
+    mu, log_std, width, height = 0.0, -1.5, 3.0, 2.5
+    for _ in range(6):
+        m, s = np.meshgrid(mu + width * np.linspace(-1, 1, 49), log_std + height * np.linspace(-1, 1, 49), indexing="ij")
+        a, log_prob = sac_numpy.squashed_gaussian(m[..., None, None], s[..., None, None], noise[:, None])
+        loss = (alpha * log_prob - Q(a[..., 0])) @ weight
+        best = np.unravel_index(loss.argmin(), loss.shape)
+        mu, log_std, width, height = m[best], s[best], width / 5, height / 5
+    return mu, log_std, loss[best]
+
+
+def sample_actions(a, dQ_da, alpha, n=5000, seed=0):
+    """Langevin dynamics of n actions in [−1, 1] at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds.
+
+    dQ_da: ∂Q/∂a on the nodes a.  A step is short of the steepest layer's width; the run lasts one diffusion time.
+    """
+    rng = np.random.default_rng(seed)
+
+    def minus_gradient(x):
+        y, direction = fold(x)
+        return -direction * np.interp(y, a, dQ_da)
+    width = min(0.5, alpha / np.abs(dQ_da).max())
+    dt = (0.3 * width) ** 2 / alpha
+    x = langevin.simulate(rng.uniform(-1, 1, n), minus_gradient, kT=alpha, dt=dt, n_steps=int(1 / alpha / dt), rng=rng)
+    return fold(x)[0]
+
+
+def critic_along_actions(agent, theta, theta_dot, a):
+    """Q(s, ·) of the agent's first critic at the nodes a, and ∂Q/∂a by its backward pass."""
+    x = np.concatenate((np.tile(observe(theta, theta_dot), (a.size, 1)), a[:, None]), 1).astype(agent.dtype)
+    Q, cache = agent.critic.forward(x)
+    first = np.zeros_like(Q)
+    first[0] = 1
+    return Q[0, :, 0].astype(float), agent.critic.backward(first, cache, with_theta=False)[1][:, -1].astype(float)
+
+
+def figure_action_langevin(options):
+    """The bridge: at a fixed state, Langevin dynamics driven by the critic (V = −Q, kT = α) samples the Boltzmann policy.
+
+    Where Q has two peaks so has the Boltzmann policy; the actor's squashed Gaussian (best fit by Eq. 20) must choose one.
+    """
+    agent, _ = trained(options.seeds, options.steps)[0]
+    a = np.linspace(-1, 1, 401)
+    states = [(theta, theta_dot) for theta in np.linspace(-np.pi, np.pi, 61) for theta_dot in np.linspace(-3, 3, 13)]
+
+    def valley(state):
+        """How far Q(s, ·) dips below the lower of the two peaks beside its lowest point, less the peaks' difference."""
+        Q = critic_along_actions(agent, *state, a)[0]
+        left, right = Q[:Q.argmin() + 1].max(), Q[Q.argmin():].max()
+        return min(left, right) - Q.min() - abs(left - right)
+    panels = []
+    for title, choose in (("two peaks", max), ("one peak", min)):
+        state = choose(states, key=valley)
+        alpha = abs(valley(state)) / 3
+        Q, dQ_da = critic_along_actions(agent, *state, a)
+        log_base = np.full(a.size, np.log(a[1] - a[0]))
+        mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q), alpha)
+        noise = (np.arctanh(a[1:-1]) - mu) / np.exp(log_std)
+        gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, noise[:, None])[1])
+        panels.append((title, state, alpha, maxent.boltzmann_policy(Q, alpha, log_base) / (a[1] - a[0]), gauss, sample_actions(a, dQ_da, alpha)))
+
+    fig = Figure(figsize=(12, 4.6))
+    edges = np.linspace(-1, 1, 41)
+    for ax, (title, state, alpha, boltzmann, gauss, x) in zip(fig.subplots(1, 2), panels):
+        ax.stairs(histogram(x, edges), edges, fill=True, color=SKY, alpha=0.7, label="Langevin in a: V = −Q, kT = α")
+        ax.plot(a, boltzmann, color="black", lw=2, label="Boltzmann policy, Eq. 17")
+        ax.plot(a[1:-1], gauss, color=RED, ls="--", lw=2, label="best squashed Gaussian, Eq. 20")
+        ax.set(title=f"{title}: θ = {state[0]:.2f}, angular velocity {state[1]:.2f}, α = {alpha:.2g}", xlabel="action a = torque/2", ylabel="probability density",
+               ylim=(0, 1.5 * max(boltzmann.max(), gauss.max())))
+        ax.legend(loc="upper center")
+    fig.suptitle("Langevin dynamics in action space, driven by a trained critic")
+    return fig
+
+
+def overestimation(alphas, n_actions=10, n_draws=50_000, seed=0):
+    """What the maximum makes of critics that are only noise, Q = 0 + N(0, 1): rows of estimates, each a mean (len(alphas),).
+
+    Rows: hard max; soft max (Eq. 16); its noise-induced part, less α log n; Boltzmann average Σ π Q; smaller of two
+    critics at the action that the first likes best.
+    """
+    Q1, Q2 = np.random.default_rng(seed).standard_normal((2, n_draws, n_actions))
+    best = np.arange(n_draws), Q1.argmax(1)
+    hard, both = Q1.max(1).mean(), np.minimum(Q1[best], Q2[best]).mean()
+    soft = np.array([maxent.soft_value(Q1, alpha).mean() for alpha in alphas])
+    average = np.array([(maxent.boltzmann_policy(Q1, alpha) * Q1).sum(1).mean() for alpha in alphas])
+    return np.array([np.full(len(alphas), hard), soft, soft - alphas * np.log(n_actions), average, np.full(len(alphas), both)])
+
+
+def figure_overestimation(options):
+    """The soft maximum overestimates more than the hard one; what shrinks with α is its noise-induced part. The cure is two critics."""
+    alphas = np.logspace(-1.3, 0.8, 22)
+    rows = overestimation(alphas)
+
+    fig = Figure(figsize=(8.5, 5))
+    ax = fig.subplots()
+    names = ("hard max", "soft max, Eq. 16", "soft max less its noise-free value α log 10", "Boltzmann average Σ π Q", "smaller of two critics, at the first one's best action")
+    for row, name, color, ls in zip(rows, names, (ORANGE, RED, GREEN, PINK, BLUE), ("-", "-", "--", "-.", "-")):
+        ax.semilogx(alphas, row, color=color, ls=ls, lw=2, label=name)
+    ax.axhline(0, color="black", lw=1)
+    ax.text(alphas[0], 0.06, "truth: Q = 0", fontsize=9)
+    ax.set(title="Ten actions of value 0, seen through noise N(0, 1)", xlabel="temperature α", ylabel="mean estimate of the value", ylim=(-0.5, 5))
+    ax.legend()
+    return fig
+
+
 FIGURES = {
     "langevin_dynamics_temperature_controls": figure_langevin,
+    "fokker_planck": figure_fokker_planck,
+    "two_clocks": figure_two_clocks,
+    "three_calibers": figure_three_calibers,
     "Boltzmann_Policy": figure_boltzmann,
     "RL_training_log": figure_training,
     "policy_and_Q": figure_policy,
+    "action_langevin": figure_action_langevin,
+    "overestimation": figure_overestimation,
 }
 
 
