@@ -16,6 +16,7 @@ import sac_numpy                                  # first: it sets the number of
 import gymnasium as gym
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.animation import FuncAnimation, PillowWriter
 from matplotlib.figure import Figure
 
 import langevin
@@ -408,18 +409,18 @@ def best_squashed_gaussian(Q, alpha, noise=np.linspace(-4, 4, 81)):
     return mu, log_std, loss[best]
 
 
-def sample_actions(a, dQ_da, alpha, n=5000, seed=0):
+def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
     """Langevin dynamics of n actions in [−1, 1] at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds.
 
-    dQ_da: ∂Q/∂a on the nodes a.  A step is short of the steepest layer's width; the run lasts one diffusion time.
+    Q, dQ_da: values and slopes on the nodes a (A,).  A step moves an action by a quarter of the width α/|∂Q/∂a| on which
+    exp(Q/α) changes; the run lasts one diffusion time.
     """
     rng = np.random.default_rng(seed)
 
     def minus_gradient(x):
         y, direction = fold(x)
         return -direction * np.interp(y, a, dQ_da)
-    width = min(0.5, alpha / np.abs(dQ_da).max())
-    dt = (0.3 * width) ** 2 / alpha
+    dt = 0.03 * alpha / (maxent.boltzmann_policy(Q, alpha) @ dQ_da**2)
     x = langevin.simulate(rng.uniform(-1, 1, n), minus_gradient, kT=alpha, dt=dt, n_steps=int(1 / alpha / dt), rng=rng)
     return fold(x)[0]
 
@@ -456,7 +457,7 @@ def figure_action_langevin(options):
         mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q), alpha)
         noise = (np.arctanh(a[1:-1]) - mu) / np.exp(log_std)
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, noise[:, None])[1])
-        panels.append((title, state, alpha, maxent.boltzmann_policy(Q, alpha, log_base) / (a[1] - a[0]), gauss, sample_actions(a, dQ_da, alpha)))
+        panels.append((title, state, alpha, maxent.boltzmann_policy(Q, alpha, log_base) / (a[1] - a[0]), gauss, sample_actions(a, Q, dQ_da, alpha)))
 
     fig = Figure(figsize=(12, 4.6))
     edges = np.linspace(-1, 1, 41)
@@ -502,6 +503,47 @@ def figure_overestimation(options):
     return fig
 
 
+def figure_swingup(options):
+    """The trained agent swings up from hanging at rest; beside it, its path over the learned value. Arc: torque.
+
+    It cannot lift the rod at once: the limit is 2 N m, gravity at the horizontal 5 N m. It pumps energy first.
+    """
+    agent, _ = trained(options.seeds, options.steps)[0]
+    theta, theta_dot, path = np.array([np.pi]), np.array([0.0]), []
+    for _ in range(140):
+        torque = agent.act(observe(theta, theta_dot), deterministic=True)[:, 0].astype(float)
+        path.append((theta[0], theta_dot[0], torque[0]))
+        theta, theta_dot, _ = maxent.pendulum_step(theta, theta_dot, torque)
+    theta, theta_dot, torque = np.array(path).T
+    grid = np.meshgrid(np.linspace(-np.pi, np.pi, 121), np.linspace(-8, 8, 121))
+    obs = observe(*grid).reshape(-1, 3).astype(agent.dtype)
+    Q = agent.critic.forward(np.concatenate((obs, agent.sample(obs, deterministic=True)), 1))[0].min(0).reshape(121, 121)
+
+    fig = Figure(figsize=(8, 3.8))
+    left, right = fig.subplots(1, 2, width_ratios=(1, 1.35))
+    left.set(xlim=(-1.3, 1.3), ylim=(-1.3, 1.3), aspect="equal", xticks=(), yticks=())
+    right.imshow(Q, origin="lower", extent=(-np.pi, np.pi, -8, 8), aspect="auto", cmap="viridis")
+    right.set(xlabel="angle θ (0 = upright)", ylabel="angular velocity (rad/s)", title="its path over the learned value Q(s, π(s))")
+    for ax in (left, right):
+        ax.grid(False)
+    rod, = left.plot([], [], color=BLUE, lw=8, solid_capstyle="round")
+    arc, = left.plot([], [], color=RED, lw=3)
+    head, = left.plot([], [], color=RED, marker="o", ms=7)
+    trail, = right.plot([], [], ".", color="white", ms=3)
+    here, = right.plot([], [], "o", color=RED, ms=8)
+    wrapped = (theta + np.pi) % (2 * np.pi) - np.pi
+
+    def draw(k):
+        rod.set_data([0, -np.sin(theta[k])], [0, np.cos(theta[k])])         # positive angles turn anticlockwise, as in Gymnasium
+        bend = np.pi / 2 + np.linspace(0, torque[k], 20)
+        arc.set_data(0.45 * np.cos(bend), 0.45 * np.sin(bend))
+        head.set_data(0.45 * np.cos(bend[-1:]), 0.45 * np.sin(bend[-1:]))
+        trail.set_data(wrapped[:k + 1], theta_dot[:k + 1])
+        here.set_data(wrapped[k:k + 1], theta_dot[k:k + 1])
+        left.set_title(f"t = {0.05 * k:.1f} s   torque {torque[k]:+.1f} N m")
+    return FuncAnimation(fig, draw, frames=range(0, 140, 2))
+
+
 FIGURES = {
     "langevin_dynamics_temperature_controls": figure_langevin,
     "fokker_planck": figure_fokker_planck,
@@ -512,7 +554,23 @@ FIGURES = {
     "policy_and_Q": figure_policy,
     "action_langevin": figure_action_langevin,
     "overestimation": figure_overestimation,
+    "pendulum_swingup": figure_swingup,
 }
+
+
+def save(figure, path):
+    """Write a Figure as .png or an animation as .gif, whole or not at all -> the path with its suffix."""
+    path = path.with_suffix(".gif" if isinstance(figure, FuncAnimation) else ".png")
+    part = path.with_name("part-" + path.name)
+    try:
+        if isinstance(figure, FuncAnimation):
+            figure.save(part, writer=PillowWriter(fps=20), dpi=80)
+        else:
+            figure.savefig(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
 
 
 def main():
@@ -534,14 +592,8 @@ def main():
         for name in options.names or FIGURES:
             started = time.monotonic()
             with rc_context(STYLE):
-                fig = FIGURES[name](options)
-                part = options.out / f".{name}.part.png"
-                try:
-                    fig.savefig(part)
-                    os.replace(part, options.out / f"{name}.png")           # a figure is there whole, or the old one is
-                finally:
-                    part.unlink(missing_ok=True)
-            print(f"{options.out / name}.png   {time.monotonic() - started:.1f} s", flush=True)
+                path = save(FIGURES[name](options), options.out / name)
+            print(f"{path}   {time.monotonic() - started:.1f} s", flush=True)
     except (ValueError, OSError, FloatingPointError, RuntimeError) as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 2

@@ -76,7 +76,7 @@ def boltzmann_policy(Q, alpha, log_base=0.0):
 
 def regularised_value(pi, Q, alpha, log_base=0.0):
     """E_π[Q] + α H(π): what the Boltzmann policy maximises, and V when it does.  pi, Q: (..., A) -> (...)."""
-    return np.sum(pi * Q, axis=-1) + alpha * entropy(pi, log_base)          # Eq. 24; Eq. 15 at π = π*
+    return np.sum(pi * _finite("Q", Q), axis=-1) + _temperature(alpha) * entropy(pi, log_base)      # Eq. 24; Eq. 15 at π*
 
 
 def canonical_free_energy(p, E, beta):
@@ -84,7 +84,7 @@ def canonical_free_energy(p, E, beta):
 
     The chapter writes max.  This function is convex in p, so its maximum puts everything on the highest energy.
     """
-    return np.sum(p * E, axis=-1) - entropy(p) / beta                       # Eq. 25
+    return np.sum(p * _finite("E", E), axis=-1) - entropy(p) / beta         # Eq. 25
 
 
 # --- Maximum entropy under constraints --------------------------------------------------------------------------------
@@ -111,18 +111,20 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
         p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
         gradient = means - p @ f
         centred = f - p @ f
-        hessian = (p[:, None] * centred).T @ centred
+        scaled = (p[:, None] * centred / reach).T @ (centred / reach)       # Hessian for λ in units of 1/reach
         try:
-            step = np.linalg.solve(hessian * np.outer(1 / reach, 1 / reach), -gradient / reach) / reach
+            step = np.linalg.solve(scaled, -gradient / reach) / reach
         except np.linalg.LinAlgError:
-            raise refusal from None
+            break
         size, downhill = 1.0, gradient @ step
         while size > 1e-10 and dual(lam + size * step) > dual(lam) + 1e-4 * size * downhill + 1e-14 * abs(dual(lam)):
             size /= 2                                                       # far from the minimum a full step overshoots
         lam = lam + size * step
         if np.abs(step * reach).max() < 1e-7:                               # quadratic: the step just taken leaves 1e-14
+            if np.linalg.eigvalsh(scaled)[0] < 1e-12:                       # no spread across a side of the hull: on its edge
+                break
             return lam, boltzmann_policy(-(f @ lam), 1.0, log_base)
-    raise refusal                                                           # on the edge λ grows for ever by steps of 1
+    raise refusal
 
 
 # --- Finite Markov decision processes ---------------------------------------------------------------------------------
@@ -155,8 +157,8 @@ def return_and_entropy(mdp, pi):
     E Σ γ^t r_t is Eq. 9.  ValueError if gamma = 1: the sums need not exist.
     """
     S, A, K = mdp.successor.shape
-    if mdp.gamma == 1:
-        raise ValueError("an infinite horizon needs gamma < 1")
+    if mdp.gamma == 1 or np.shape(pi) != (S, A):
+        raise ValueError(f"an infinite horizon needs gamma < 1, and pi the shape {S, A}; got {mdp.gamma}, {np.shape(pi)}")
     P = np.zeros((S, S))
     np.add.at(P, (np.arange(S)[:, None, None], mdp.successor), pi[:, :, None] * mdp.probability)
     now = np.stack((np.sum(pi * mdp.reward, axis=1), entropy(pi)), axis=1)
@@ -171,6 +173,8 @@ def soft_policy_evaluation(mdp, pi, alpha):
 
 def soft_backup(mdp, V):
     """Q = r + γ E[V(s')].  V: (S,) -> (S, A).  With V = max_a Q in place of Eq. 16 this is the hard Bellman equation."""
+    if np.shape(V) != mdp.reward.shape[:1]:
+        raise ValueError(f"V must have the shape {mdp.reward.shape[:1]}, got {np.shape(V)}")
     return mdp.reward + mdp.gamma * np.einsum("sak,sak->sa", mdp.probability, V[mdp.successor])     # Eq. 14
 
 
@@ -199,8 +203,9 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
 def enumerate_paths(mdp, start, horizon):
     """Every path (s₀, a₀, s₁, …, s_H) from start -> paths (n, 2H + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,)."""
     S, A, K = mdp.successor.shape
-    if (A * K) ** horizon > 2_000_000:
-        raise ValueError(f"(A K)^horizon = {(A * K) ** horizon} paths are too many to enumerate; at most 2 000 000")
+    if (A * K) ** horizon > 2_000_000 or not 0 <= start < S:
+        raise ValueError(f"start must be a state, 0 to {S - 1}, and there may be at most 2 000 000 paths to enumerate; "
+                         f"got start {start} and up to (A K)^horizon = {(A * K) ** horizon} paths")
     paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
     for t in range(horizon):
         n, a, k = (i.ravel() for i in np.indices((len(paths), A, K)))
