@@ -102,26 +102,26 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
         raise ValueError(f"means must hold one number per feature, ({K},), got {means.shape}")
     refusal = ValueError(f"no distribution of maximum entropy has the means {means}: they must lie strictly between "
                          f"{f.min(0)} and {f.max(0)}, inside the convex hull of the features, which must be independent")
-    dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base) + lam @ means
-    reach = np.abs(f - means).max(0)                                        # the scale on which λ_k is large or small
-    lam = np.zeros(K)
     if (means <= f.min(0)).any() or (means >= f.max(0)).any():
         raise refusal
+    f = f - means                                                           # then log Z alone is the dual
+    reach, lam = np.abs(f).max(0), np.zeros(K)                              # λ_k is large or small against 1/reach_k
+    dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base)
     for _ in range(max_steps):
         p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
-        gradient = means - p @ f
-        centred = f - p @ f
-        scaled = (p[:, None] * centred / reach).T @ (centred / reach)       # Hessian for λ in units of 1/reach
+        gradient = -(p @ f)
+        centred = (f - p @ f) / reach
+        hessian = (p[:, None] * centred).T @ centred                        # Cov[f], in units of reach
         try:
-            step = np.linalg.solve(scaled, -gradient / reach) / reach
+            step = np.linalg.solve(hessian, -gradient / reach) / reach
         except np.linalg.LinAlgError:
             break
-        size, downhill = 1.0, gradient @ step
-        while size > 1e-10 and dual(lam + size * step) > dual(lam) + 1e-4 * size * downhill + 1e-14 * abs(dual(lam)):
+        size, value, downhill = 1.0, dual(lam), gradient @ step
+        while size > 1e-10 and dual(lam + size * step) > value + 1e-4 * size * downhill + 1e-13:
             size /= 2                                                       # far from the minimum a full step overshoots
         lam = lam + size * step
         if np.abs(step * reach).max() < 1e-7:                               # quadratic: the step just taken leaves 1e-14
-            if np.linalg.eigvalsh(scaled)[0] < 1e-12:                       # no spread across a side of the hull: on its edge
+            if np.linalg.eigvalsh(hessian)[0] < 1e-12:                      # no spread across a side of the hull: on its edge
                 break
             return lam, boltzmann_policy(-(f @ lam), 1.0, log_base)
     raise refusal
@@ -203,9 +203,10 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
 def enumerate_paths(mdp, start, horizon):
     """Every path (s₀, a₀, s₁, …, s_H) from start -> paths (n, 2H + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,)."""
     S, A, K = mdp.successor.shape
-    if (A * K) ** horizon > 2_000_000 or not 0 <= start < S:
-        raise ValueError(f"start must be a state, 0 to {S - 1}, and there may be at most 2 000 000 paths to enumerate; "
-                         f"got start {start} and up to (A K)^horizon = {(A * K) ** horizon} paths")
+    if not 0 <= start < S:
+        raise ValueError(f"start must be a state, 0 to {S - 1}, got {start}")
+    if (A * K) ** horizon > 2_000_000:
+        raise ValueError(f"(A K)^horizon = {(A * K) ** horizon} paths are too many to enumerate; at most 2 000 000")
     paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
     for t in range(horizon):
         n, a, k = (i.ravel() for i in np.indices((len(paths), A, K)))
