@@ -193,7 +193,7 @@ class SAC:
 
     def __init__(self, obs_dim, action_low, action_high, settings=Settings(), seed=0, dtype=np.float32):
         s = self.settings = settings
-        self.low, self.high = np.atleast_1d(action_low).astype(dtype), np.atleast_1d(action_high).astype(dtype)
+        self.low, self.high = np.atleast_1d(action_low).astype(float), np.atleast_1d(action_high).astype(float)
         if (self.low.ndim != 1 or self.low.shape != self.high.shape
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
@@ -375,7 +375,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
     Ctrl-C ends the training early, with what was learned so far.  ValueError for what cannot be trained;
     FloatingPointError, naming step and quantity, if a number is not finite.
     """
-    if n_steps != int(n_steps) or n_steps <= settings.warmup:
+    if not isinstance(n_steps, (int, np.integer)) or n_steps <= settings.warmup:
         raise ValueError(f"n_steps must be a whole number above the {settings.warmup} steps of warm-up, got {n_steps}")
     made_here, env = isinstance(env, str), make_environment(env)
     box = env.action_space
@@ -385,6 +385,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
     slope, step = (settings.final_learning_rate - settings.learning_rate) / (n_steps - settings.warmup), 0
     try:
         obs, _ = env.reset(seed=seed)
+        check_finite("observation", obs)
         t = random_steps = episode_return = 0
         for step in range(1, n_steps + 1):
             if step > settings.warmup and t >= random_steps:
@@ -392,6 +393,8 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
             elif t % settings.hold == 0:
                 a = agent.rng.uniform(-1, 1, agent.action_dim)
             next_obs, reward, terminated, truncated, _ = env.step(agent.to_environment(a).astype(box.dtype))
+            if np.shape(next_obs) != np.shape(obs):
+                raise ValueError(f"step {step}: observations must have shape {np.shape(obs)}, got {np.shape(next_obs)}")
             check_finite("observation", next_obs)
             check_finite("reward", reward)
             buffer.add(obs, a, reward, next_obs, terminated)
@@ -487,8 +490,7 @@ def progress_line(n_steps):
             rate = step / (time.monotonic() - started)
             last, entropy = (log[key][-1] if log[key] else math.nan for key in ("episode_return", "entropy"))
             print(f"\rstep {step}/{n_steps}   last return {last:7.1f}   α {agent.alpha:.4f}   entropy {entropy:5.2f}   "
-                  f"{rate:5.0f} steps/s   {(n_steps - step) / rate:4.0f} s left ",
-                  end="" if step < n_steps else "\n", file=sys.stderr, flush=True)
+                  f"{rate:5.0f} steps/s   {(n_steps - step) / rate:4.0f} s left ", end="", file=sys.stderr, flush=True)
     return show
 
 
@@ -515,7 +517,10 @@ def main():
                 raise ValueError(f"{args.load} is of another environment than {args.env}: it takes {agent.obs_dim} numbers "
                                  f"and acts between {agent.low} and {agent.high}")
         else:
-            agent, log = train(env, seed=args.seed, n_steps=args.steps, progress=progress_line(args.steps))
+            try:
+                agent, log = train(env, seed=args.seed, n_steps=args.steps, progress=progress_line(args.steps))
+            finally:
+                print(file=sys.stderr)                                      # ends the progress line
             if args.save:
                 agent.save(args.save)
             if log["n_steps"] < args.steps:
@@ -524,7 +529,7 @@ def main():
         print(f"mean return over 100 episodes from reset(seed=0..99): {returns.mean():.1f} "
               f"(standard deviation {returns.std():.1f})")
     except KeyboardInterrupt as interrupt:
-        print(f"\n{parser.prog}: interrupted {interrupt}", file=sys.stderr)
+        print(f"{parser.prog}: interrupted {interrupt}", file=sys.stderr)
         return 130
     except Exception as error:                                              # one line, whatever an environment raises
         print(f"{parser.prog}: {type(error).__name__}: {error}", file=sys.stderr)
