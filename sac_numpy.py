@@ -349,6 +349,13 @@ def check_finite(name, value):
         raise FloatingPointError(f"the {name} is not finite: {value}")
 
 
+def check_observation(obs, obs_dim):
+    """ValueError for an observation of the wrong shape, FloatingPointError for one that is not finite."""
+    if np.shape(obs) != (obs_dim,):
+        raise ValueError(f"the observation must have shape ({obs_dim},), got {np.shape(obs)}")
+    check_finite("observation", obs)
+
+
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 def make_environment(env):
@@ -385,7 +392,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
     slope, step = (settings.final_learning_rate - settings.learning_rate) / (n_steps - settings.warmup), 0
     try:
         obs, _ = env.reset(seed=seed)
-        check_finite("observation", obs)
+        check_observation(obs, agent.obs_dim)
         t = random_steps = episode_return = 0
         for step in range(1, n_steps + 1):
             if step > settings.warmup and t >= random_steps:
@@ -393,9 +400,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
             elif t % settings.hold == 0:
                 a = agent.rng.uniform(-1, 1, agent.action_dim)
             next_obs, reward, terminated, truncated, _ = env.step(agent.to_environment(a).astype(box.dtype))
-            if np.shape(next_obs) != np.shape(obs):
-                raise ValueError(f"step {step}: observations must have shape {np.shape(obs)}, got {np.shape(next_obs)}")
-            check_finite("observation", next_obs)
+            check_observation(next_obs, agent.obs_dim)
             check_finite("reward", reward)
             buffer.add(obs, a, reward, next_obs, terminated)
             obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)
@@ -403,6 +408,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
                 log["episode_step"].append(step)
                 log["episode_return"].append(episode_return)
                 obs, t, episode_return = env.reset()[0], 0, 0
+                check_observation(obs, agent.obs_dim)
                 random_steps = agent.rng.integers(settings.random_steps + 1)
             if step > settings.warmup:
                 for optimiser in agent.optimisers:                          # learning rates fall linearly
@@ -414,8 +420,8 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
                 progress(step, agent, log)
     except KeyboardInterrupt:
         pass                                                                # the log tells how far it got
-    except FloatingPointError as error:
-        raise FloatingPointError(f"training stopped at step {step}: {error}") from None
+    except (FloatingPointError, ValueError) as error:
+        raise type(error)(f"training stopped at step {step}: {error}") from error
     finally:
         if made_here:
             env.close()

@@ -1,0 +1,1148 @@
+"""The chapter's claims as tests, in the chapter's order: `pytest test_all.py`.
+
+A test's name is a claim; C1 … C19 and Eq. 1 … 25 are the README's numbers. What is expected comes from an identity, a closed
+form, an independent slow computation or finite differences. Statistical bounds are four standard errors, with fixed seeds.
+"""
+import copy
+import inspect
+import itertools
+import math
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from functools import lru_cache, partial
+from math import erf
+from pathlib import Path
+from types import SimpleNamespace
+
+import sac_numpy as S                                                       # first: it sets the number of BLAS threads
+import figures as F
+import gymnasium as gym
+import langevin as L
+import maxent as M
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+
+
+# === langevin.py =======================================================================================================
+
+KT, GAMMA, K, DT, RNG = 0.5, 1.5, 3.0, 0.3, np.random.default_rng           # a large DT on purpose: K·DT/GAMMA = 0.6
+D, BATH, FORCE = KT / GAMMA, dict(kT=KT, gamma=GAMMA), dict(grad_V=L.double_well_gradient, V=L.double_well)
+gaussian = lambda x, mean, variance: np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
+GRID, DX = np.linspace(-2.5, 2.5, 201, retstep=True)
+WELL, START = L.double_well(GRID), gaussian(GRID, 1, 0.15**2)
+REST = np.exp(-WELL / KT) / np.exp(-WELL / KT).sum() / DX                   # Eq. 2 by hand
+
+def agrees(samples, expected, what):
+    mean, error = samples.mean(), samples.std() / np.sqrt(samples.size)
+    assert abs(mean - expected) < 4 * error, f"{what}: {mean:.6g}, not {expected:.6g} ± 4 × {error:.2g}"
+
+def chi_square(samples, p):                                                 # of bins made of cells; 0 ± 1 if p is right
+    cdf = np.cumsum(p) * DX
+    cut = np.unique(np.searchsorted(cdf, np.arange(1, 30) / 30))
+    expected = np.diff(cdf[cut], prepend=0, append=1) * samples.size
+    counts = np.bincount(np.searchsorted(GRID[cut] + DX / 2, samples), minlength=cut.size + 1)
+    return (((counts - expected) ** 2 / expected).sum() - cut.size) / np.sqrt(2 * cut.size)
+
+def modes(V, dx, kT, p0, times):                                            # rates λ, and p(t) = Σ e^{−λt} (u, p0) u
+    G, root = L.fokker_planck_generator(V, dx, kT), np.sqrt(L.boltzmann_density(V, dx, kT))
+    rates, U = np.linalg.eigh(np.sqrt(G * G.T) * (2 * np.eye(len(V)) - 1))  # −G made symmetric: G_ij root_j / root_i
+    return rates, np.exp(-rates * np.array(times)[:, None]) * (p0 / root @ U) @ U.T * root
+
+def test_double_well_has_a_barrier_of_one_between_its_wells_and_the_derivatives_written_beside_it():
+    """Central differences of V and V', whose error h²V'''/6 is below 1e-7."""
+    assert np.array_equal(L.double_well(np.array([-1.0, 0.0, 1.0, 2.0])), [0, 1, 0, 9])
+    for f, df in ((L.double_well, L.double_well_gradient), (L.double_well_gradient, L.double_well_curvature)):
+        assert np.allclose((f(GRID + 1e-4) - f(GRID - 1e-4)) / 2e-4, df(GRID), rtol=0, atol=1e-6)
+
+@pytest.mark.parametrize("method, k, theory", [*zip(L.METHODS, (0, 0, 0), 2 * D * DT * np.array([40, 39.5, 40])),
+    *zip(L.METHODS, (K, K, K), (KT / K / (1 - K * DT / (2 * GAMMA)), KT / K, KT / K)),
+    ("leimkuhler_matthews", GAMMA * K, KT / GAMMA / K)])                    # the chapter's drift −V' = −(γV')/γ: kT/γ
+
+def test_variance_is_2Dt_when_free_and_kT_over_k_in_a_spring_but_for_the_textbook_step_or_drift(method, k, theory):
+    """D = kT/γ; Euler–Maruyama rests at (kT/k)/(1 − k dt/2γ); the second method's first and last noise count half."""
+    spring = dict(grad_V=lambda x: k * x, V=lambda x: k * x * x / 2, method=method)
+    x = L.simulate(np.zeros(80_000), dt=DT, n_steps=40, rng=RNG(1), **BATH, **spring)
+    agrees(x, 0, "mean"), agrees(x * x, theory, "variance")
+
+def test_metropolis_step_is_in_detailed_balance():
+    """p(x) q(y|x) min(1, r) is symmetric; with r = p(y)/p(x) alone it is not."""
+    V, dV, (x, y) = L.double_well, L.double_well_gradient, RNG(2).uniform(-1.5, 1.5, (2, 1000))
+    flow = lambda x, y, r: np.exp(np.minimum(0, r) - V(x) / KT) * gaussian(y, x - dV(x) / GAMMA * 0.1, 2 * D * 0.1)
+    r = lambda x, y: L.mala_log_ratio(x, y, V, dV, KT, 0.1, GAMMA)
+    assert np.allclose(flow(x, y, r(x, y)), flow(y, x, r(y, x)), rtol=1e-9, atol=0) and 0.1 < (r(x, y) > 0).mean() < 0.9
+    assert not np.allclose(flow(x, y, (V(x) - V(y)) / KT), flow(y, x, (V(y) - V(x)) / KT), rtol=0.1, atol=0)
+
+def test_one_cold_trajectory_is_trapped_in_its_well_while_an_ensemble_from_a_symmetric_start_matches_boltzmann():
+    """C1, the chapter's run in short: it is half of all probability away from Eq. 2, as is any one-sided start."""
+    for kT in (2.0, 1.0, 0.5, 0.1):
+        p, well = L.boltzmann_density(WELL, DX, kT), dict(kT=kT, dt=0.01, rng=RNG(5), **FORCE)
+        assert chi_square(L.simulate(RNG(6).uniform(-2, 2, 20_000), n_steps=400, **well), p) < 4, f"kT = {kT}"
+    assert chi_square(L.simulate(np.ones(2000), n_steps=400, **well), p) > 100
+    x, edges = L.simulate([0.5], n_steps=20_000, record_every=1, **well)[4000:, 0], GRID[::5]
+    away = np.abs(np.histogram(x, edges)[0] / x.size - np.histogram(GRID, edges, weights=p * DX)[0]).sum() / 2
+    assert (x > 0).all() and abs(away - 0.5) < 0.1, f"total variation {away:.3f}"
+    agrees(x.reshape(20, -1).mean(axis=1), GRID @ (2 * p * (GRID > 0)) * DX, "E[x] of its well, over 20 blocks of time")
+
+def test_boltzmann_density_is_normalised_gaussian_in_a_spring_and_blind_to_a_shift_of_V():
+    """Eq. 2; V/kT = 1e10 neither overflows nor divides by zero."""
+    assert np.allclose(L.boltzmann_density(K * GRID**2 / 2, DX, 0.3), gaussian(GRID, 0, 0.3 / K), rtol=1e-9, atol=0)
+    assert np.allclose(L.boltzmann_density(WELL - 1e4, DX, KT), REST, rtol=1e-9)
+    assert np.allclose(L.boltzmann_density(1e7 * WELL, DX, 1e-3), np.isclose(WELL, 0) / (2 * DX))
+
+def test_entropy_rises_with_temperature_while_the_mean_square_position_falls_and_rises():
+    """C2: dH/dT = Var(V)/T³ > 0 with H = (E[V] − F)/T; and the virial E[x V'] = T."""
+    x, dx = np.linspace(-4, 4, 801, retstep=True)
+    V, T, p = L.double_well(x), (0.1, 0.25, 0.5, 1.0, 2.0), lambda T: L.boltzmann_density(V, dx, T) * dx
+    H = lambda T: (V @ p(T) - L.free_energy(p(T) / dx, V, dx, T)) / T
+    assert (np.diff([H(t) for t in T]) > 0).all() and set(np.sign(np.diff([x**2 @ p(t) for t in T]))) == {-1, 1}
+    for t in T:
+        assert np.isclose((H(t + 1e-5) - H(t - 1e-5)) / 2e-5, (V**2 @ p(t) - (V @ p(t)) ** 2) / t**3, rtol=1e-5)
+        assert np.isclose((x * L.double_well_gradient(x)) @ p(t), t, rtol=1e-9)
+
+@pytest.mark.parametrize("n", [2, 21, 201])
+def test_generator_keeps_mass_and_sign_and_rests_exactly_at_boltzmann_on_every_grid(n):
+    """Eq. 3: up/down = exp(−ΔV/kT) and velocity (up − down) dx = −(ΔV/dx)/γ fix all rates but that on a flat, D/dx²."""
+    x, dx = np.linspace(-2.5, 2.5, n, retstep=True)
+    V = L.double_well(x) + x / 4
+    G, p, flat = L.fokker_planck_generator(V, dx, **BATH), L.boltzmann_density(V, dx, KT), D / dx**2
+    up, down, largest = G.diagonal(-1), G.diagonal(1), np.abs(G).max()
+    assert np.array_equal(G, np.diag(up, -1) + np.diag(down, 1) + np.diag(G.diagonal())) and min(*up, *down) > 0
+    assert np.abs(G.sum(axis=0)).max() < 1e-12 * largest and np.abs(G @ p).max() < 1e-12 * largest * p.max()
+    assert np.allclose(up * p[:-1], down * p[1:], atol=0) and np.allclose((up - down) * dx, -np.diff(V) / dx / GAMMA)
+    assert np.allclose(L.fokker_planck_generator([1.0, 1.0], dx, **BATH), [[-flat, flat], [flat, -flat]])
+
+def test_evolution_is_the_sum_over_modes_and_keeps_mass_and_sign_also_where_that_sum_fails():
+    """⟨x⟩ relaxes at the gap λ1, γ rescales time.  At kT = 0.05 Boltzmann is 1e-240 at x = 2.5, and a hop takes 5e8."""
+    times = np.array([0.0, 0.01, 0.3, 2.0, 20.0, 30.0])
+    p, (rates, sums) = L.fokker_planck_evolve(START, WELL, DX, KT, times), modes(WELL, DX, KT, START, times)
+    assert np.allclose(p, sums, rtol=0, atol=1e-10) and np.isclose(np.log(p[4] @ GRID / (p[5] @ GRID)) / 10, rates[1])
+    assert np.allclose(L.fokker_planck_evolve(START, WELL, DX, KT, times * GAMMA, GAMMA), p, rtol=1e-9, atol=1e-13)
+    edge, one_well = (GRID == GRID[-1]) / DX, 2 * L.boltzmann_density(WELL, DX, 0.05) * (GRID > 0)
+    p = L.fokker_planck_evolve(edge, WELL, DX, 0.05, [0.1, 1e3])
+    assert (p >= 0).all() and np.abs(p.sum(axis=1) * DX - 1).max() < 1e-12 and np.allclose(p[1], one_well, atol=1e-3)
+    assert modes(WELL, DX, 0.05, edge, [0.1])[1].min() < -1, "negative control: the sum over modes was right"
+
+def test_free_energy_never_rises_and_exceeds_its_minimum_by_kT_times_the_divergence_from_boltzmann():
+    """F[p] − F* = kT KL(p ‖ Eq. 2) with F* = −kT log Z, and 0 log 0 = 0."""
+    p = L.fokker_planck_evolve(START, WELL, DX, KT, np.geomspace(1e-3, 15, 16))
+    F, F_rest = np.array([L.free_energy(q, WELL, DX, KT) for q in p]), -KT * np.log(np.exp(-WELL / KT).sum() * DX)
+    assert (np.diff(F) < 0).all() and np.allclose(F - F_rest, KT * np.sum(p * np.log(p / REST), axis=1) * DX, rtol=1e-9)
+    assert np.isclose(L.free_energy([0.0, 4.0, 0.0], [1.0, 3.0, 2.0], 0.25, 2.0), 3 + 2 * np.log(4))
+
+def test_a_langevin_ensemble_follows_the_fokker_planck_density():
+    """Eq. 1 and Eq. 3 are one process: χ² at three times before rest.  Records are where shorter runs end."""
+    x0, well = RNG(9).normal(1, 0.15, 20_000), dict(dt=0.01, **BATH, **FORCE)
+    x = L.simulate(x0, n_steps=625, record_every=50, rng=RNG(10), **well)
+    for samples, p in zip(x[[0, 3, 11]], L.fokker_planck_evolve(START, WELL, DX, KT, (0.5, 2, 6), GAMMA)):
+        assert chi_square(samples, p) < 4 and chi_square(samples, REST) > 100
+    assert len(x) == 12 and np.array_equal(x[1], L.simulate(x0, n_steps=100, rng=RNG(10), **well))
+
+@pytest.mark.parametrize("f", [0.0, 0.8])
+def test_a_driven_ring_is_stationary_without_being_boltzmann(f):
+    """Negative control of "∂p/∂t = 0 yields Boltzmann": it needs zero current; a force f round a ring drives one."""
+    theta, d = np.linspace(0, 2 * np.pi, 121, retstep=True)
+    fold = np.eye(120, 121) + np.outer(np.arange(120) == 0, np.arange(121) == 120)      # the last node is the first
+    G = fold @ L.fokker_planck_generator(-np.cos(theta) - f * theta, d, **BATH) @ fold.T
+    p = np.linalg.solve(G + 1, np.ones(120)) / d                            # G p = 0 and sum(p) d = 1, added up
+    J, away = G.diagonal(-1) * p[:-1] - G.diagonal(1) * p[1:], p - L.boltzmann_density(-np.cos(theta[:-1]), d, KT)
+    assert np.ptp(J) < 1e-9 and np.abs(G @ p).max() < 1e-9, "not stationary"
+    assert (np.abs(away).sum() * d > 0.2 and J.min() > 0.01) if f else np.abs([*away, *J]).max() < 1e-9
+
+@pytest.mark.parametrize("a, b, length", [(-2, 1, 1e4), (0.5, 2, 1e-3), (-3, -1, 1e4)])
+def test_first_passage_time_in_a_wedge_has_a_closed_form(a, b, length):
+    """V = s|x|, l = kT/s: downhill (b − a) γ/s as without noise; uphill (l²/D) [2 (e^{b/l} − e^{a/l}) − (b − a)/l]."""
+    climb = lambda x: 2 * np.expm1(x) - x if x > 0 else x
+    tau = L.mean_first_passage_time(lambda x: 3 / length * np.abs(x), a * length, b * length, 3.0, GAMMA)
+    assert np.isclose(tau, (climb(b) - climb(a)) * length**2 * GAMMA / 3, rtol=1e-5)
+
+def test_kramers_rate_and_spectral_gap_are_those_of_the_first_passage_time_as_temperature_falls():
+    """kτ − 1 halves with kT and extrapolates to 0; λ1τ/2 = 1, for a hop and its return relax an ensemble together."""
+    tau = lambda T, gamma=GAMMA: L.mean_first_passage_time(L.double_well, -1, 1, T, gamma)
+    excess = [L.kramers_rate(8.0, -4.0, 1.0, T, GAMMA) * tau(T) - 1 for T in (0.04, 0.02, 0.01)]
+    assert abs(excess[0] / excess[1] - 2) < 0.1 and abs(2 * excess[2] - excess[1]) < 2e-4
+    x, dx = np.linspace(-2, 2, 501, retstep=True)
+    assert abs(modes(L.double_well(x), dx, 0.1, x, [0])[0][1] * tau(0.1, 1.0) / 2 - 1) < 1e-3
+
+def test_simulated_first_passage_needs_the_brownian_bridge():
+    """Between x, y < 0 a path has been beyond 0 with probability exp(−xy/D dt); ignored, τ is too long."""
+    x, t, rng, first = np.full(4000, -1.0), 0.0, RNG(11), np.full((2, 4000), np.inf)    # with the bridge, and without
+    while np.isinf(first).any():
+        y = L.simulate(x, dt=0.02, n_steps=1, rng=rng, method="euler_maruyama", **BATH, **FORCE)
+        t, beyond = t + 0.02, rng.random(4000) < np.exp(np.minimum(0, -x * y) / (D * 0.02))
+        first[np.isinf(first) & [beyond, y >= 0]], x = t - 0.01, np.where(y >= 0, x, y)
+    tau = L.mean_first_passage_time(L.double_well, -1.0, 0.0, **BATH)
+    agrees(first[0], tau, "mean first-passage time")
+    assert first[1].mean() - tau > 4 * first[1].std() / np.sqrt(4000), "without the bridge the mean should be too long"
+
+log_p = lambda x, dt: L.path_log_probability(x, dt, L.double_well_gradient, **BATH)
+action = lambda x, dt, V2=L.double_well_curvature: L.onsager_machlup_action(x, dt, L.double_well_gradient, V2, **BATH)
+
+def falls_by(expected, error):                                              # mean |error| of 400 paths, from dt to dt/4
+    paths = lambda dt, n: L.simulate(np.full(400, -1.0), dt=dt, n_steps=n, record_every=1, method="euler_maruyama",
+                                     rng=RNG(12), **BATH, **FORCE).T
+    e = [np.abs([error(x, dt) for x in paths(dt, n)]) for dt, n in ((0.02, 200), (0.005, 800))]
+    ratio, spread = e[0].mean() / e[1].mean(), np.hypot(*(x.std() / x.mean() / 20 for x in e))
+    assert abs(ratio / expected - 1) < 4 * spread, f"the error falls by {ratio:.3f} (± {spread:.1%}), not by {expected}"
+
+def test_onsager_machlup_action_is_minus_log_p_only_with_its_curvature_term_and_turns_by_dV_over_kT_with_time():
+    """Its error falls like √dt but stays put without V''/2γ; that of a reversal falls like dt, and in a spring is 0."""
+    x, y = np.array([[0.3, 0.5, -0.2], [0.5, -0.2, 0.4]])
+    steps = gaussian(y, x - 4 * x * (x * x - 1) / GAMMA * 0.1, 2 * D * 0.1)
+    assert np.isclose(log_p(np.append(x, y[-1]), 0.1), np.log(steps).sum(), rtol=1e-12)
+    error = lambda V2: lambda x, dt: action(x, dt, V2) + log_p(x, dt) + np.log(4 * np.pi * D * dt) * (x.size - 1) / 2
+    falls_by(2, error(L.double_well_curvature)), falls_by(1, error(np.zeros_like))
+    S = lambda x: L.onsager_machlup_action(x, 0.1, lambda x: K * x, np.ones_like, **BATH)
+    assert np.isclose(S(x) - S(x[::-1]), K * (x[-1] ** 2 - x[0] ** 2) / 2 / KT, rtol=1e-12)
+    for S in (action, lambda x, dt: -log_p(x, dt)):
+        falls_by(4, lambda x, dt: S(x, dt) - S(x[::-1], dt) - (L.double_well(x[-1]) - L.double_well(x[0])) / KT)
+
+run = lambda **wrong: L.simulate(**{**dict(x0=[3], grad_V=FORCE["grad_V"], kT=1, dt=0.5, n_steps=9, rng=None), **wrong})
+evolve = lambda p0=(1, 1), V=(0, 0), dx=1, kT=1, gamma=1, times=[1]: L.fokker_planck_evolve(p0, V, dx, kT, times, gamma)
+passage = lambda V=L.double_well, a=-1.0, kT=1.0, gamma=1.0: L.mean_first_passage_time(V, a, 1.0, kT, gamma)
+
+@pytest.mark.parametrize("call, wrong, message", [(call, {name: bad}, message) for call, names, message, values in [
+    *((call, names, "{} must be a positive number, got ", (0.0, -1.0, np.nan, np.inf)) for call, names in (
+        (run, "kT dt gamma"), (evolve, "dx kT gamma"), (passage, "kT gamma"))),
+    (run, "x0", "x0 must be a one-dimensional array", (1.0, np.zeros((2, 2)), [0.0, np.nan], [np.inf])),
+    (run, "n_steps record_every", "{} must be a whole number", (-1, 1.5)), (run, "record_every", "1 or more", [0]),
+    (run, "grad_V", "grad_V must return one number", [np.sum]), (run, "method", "mala.*needs the potential", ["mala"]),
+    (run, "method", "'verlet'; accepted: .*, mala", ["verlet"]), (run, "rng", "blew up at step .: dt = 0.5", [RNG(13)]),
+    (evolve, "V", "V must hold finite", ([[0, 0]], [1], [0, np.inf])), (evolve, "p0", "p0 must hold", [[1, np.nan]]),
+    (evolve, "p0", "p0 must be a density", ([1, 1, 1], [1, -1])), (passage, "a", "b must lie to the right", [1.0, 2.0]),
+    (evolve, "times", "times must be", (1, [[1]], [2, 1], [-1], [1, np.nan])), (passage, "V", "V must grow", [np.cbrt]),
+] for name in names.split() for bad in values])
+
+def test_bad_input_is_refused_before_a_number_is_drawn_and_a_step_that_blows_up_names_dt(call, wrong, message):
+    """With what was wrong, and what is accepted; rng is None.  The quartic well explodes beyond |x| = 1/√(2dt)."""
+    with pytest.raises(FloatingPointError if "blew up" in message else ValueError, match=message.format(*wrong)):
+        call(**wrong)
+
+
+# === maxent.py =========================================================================================================
+
+Q5, BASE5, FACES = np.array([1, 3, 2, 0.5, 2.5]), np.log([0.1, 0.7, 0.3, 0.5, 0.4]), np.arange(1.0, 7)[:, None]
+rng, near = lambda: np.random.default_rng(0), lambda x, y, tol: np.abs(np.subtract(x, y)).max() <= tol
+kl = lambda p, q: np.sum(p * (np.log(p) - np.log(q)), axis=-1)
+slope = lambda f, x, h: (8 * (f(x + h) - f(x - h)) - (f(x + 2 * h) - f(x - 2 * h))) / (12 * h)          # error O(h⁴)
+simplex = lambda k, *n: np.random.default_rng(1).dirichlet(np.ones(k), n)
+random_mdp = lambda gamma=0.9, S=7, A=3, K=2: M.MDP(
+    rng().normal(size=(S, A)), rng().random((S, A, S)).argsort(2)[..., :K], simplex(K, S, A), gamma)
+
+def assert_means(exact, *samples):
+    off = [(x.mean() - mean) / x.std() * len(x) ** 0.5 for x, mean in zip(samples, exact)]
+    assert np.abs(off).max() < 4, f"the means must be {exact}; they are off by {off} standard errors"
+
+@pytest.mark.parametrize("alpha, log_base", [(x, base) for x in (0.1, 0.5, 1.0, 2.0, 5.0) for base in (0.0, BASE5)])
+def test_boltzmann_policy_is_the_unique_solution_and_its_entropy_rises_with_temperature(alpha, log_base):
+    """Eq. 15–17, 24, C6, C9: α KL(π‖π*) = V − (E_π[Q] + α H(π)) for every π; C2: dH/dα = Var/α³, dE[Q]/dα = −Var/α²."""
+    policy, V = lambda x: M.boltzmann_policy(Q5, x, log_base), M.soft_value(Q5, alpha, log_base)
+    value, pi, best = lambda pi: M.regularised_value(pi, Q5, alpha, log_base), simplex(5, 1000), policy(alpha)
+    assert near(V - value(pi), alpha * kl(pi, best), 1e-12) and kl(pi, best).min() > 0
+    assert near((value(best), alpha * np.log(np.sum(np.exp(Q5 / alpha + log_base)))), V, 1e-12), "Eq. 15 = Eq. 16 at π*"
+    H_and_Q, var = lambda x: np.array((M.entropy(policy(x), log_base), policy(x) @ Q5)), best @ (Q5 - best @ Q5) ** 2
+    assert near(slope(H_and_Q, alpha, 1e-3 * alpha), (var / alpha**3, -var / alpha**2), 1e-8)
+
+def test_alpha_to_zero_is_deterministic_up_to_ties_alpha_to_infinity_uniform_and_nothing_overflows():
+    """C3: ties share, by their measure if there is one; for large α, π → 1/n and V − α log n → the mean of Q."""
+    for alpha, w in ((0, 1), (0, 3), (1e-3, 1), (1e-3, 3)):
+        assert near(M.boltzmann_policy([1, 3, 3], alpha, np.log([1, 1, w])), (0, 1 / (1 + w), w / (1 + w)), 1e-12)
+        assert near(M.soft_value([1, 3, 3], alpha, np.log([1, 1, w])), 3 + alpha * np.log(1 + w), 1e-12)
+    assert near(M.boltzmann_policy(Q5, 1e3), (1 + (Q5 - Q5.mean()) / 1e3) / 5, (np.ptp(Q5) / 1e3) ** 2)
+    assert near(M.soft_value(Q5, 1e3) - 1e3 * np.log(5), Q5.mean() + Q5.var() / 2e3, np.ptp(Q5) ** 3 / 1e6)
+    for alpha, level in ((1e-8, -1e6), (1e-8, 0), (1e-8, 1e6), (1.0, 1e6)):
+        Q = level + alpha * np.log([[1.0, 2.0, 5.0], [9.0, 1.0, 1.0]])
+        weights = np.exp((Q - level) / alpha)                               # what rounding has left of 1, 2, 5
+        assert near(M.boltzmann_policy(Q, alpha), weights / weights.sum(1, keepdims=True), 1e-13)
+        assert near(M.soft_value(Q, alpha), level + alpha * np.log(weights.sum(1)), 4e-16 * abs(level) + 1e-14 * alpha)
+
+def test_log_sum_exp_of_a_continuous_action_can_lie_below_the_maximum_and_of_counted_actions_never():
+    """Eq. 16 of Q = −8a² on [−1, 1] is (α/2) log(πα/8) (Laplace) + α log erf √(8/α), < 0 = max Q for small α."""
+    Q = -8 * np.arange(-1 + 5e-5, 1, 1e-4) ** 2
+    for alpha in (5.0, 1.0, 0.1, 0.01):
+        V, laplace = M.soft_value(Q, alpha, np.log(1e-4)), alpha / 2 * np.log(np.pi * alpha / 8)
+        assert near(V - laplace, alpha * np.log(erf(np.sqrt(8 / alpha))), 1e-7)
+        assert (V < 0) == (alpha < 5) == near(V, laplace, 1e-3) and M.soft_value(Q, alpha) > Q.max()
+
+def test_canonical_ensemble_is_the_minimum_of_Eq_25_whose_maximum_is_the_highest_energy():
+    """Eq. 25: E_p[E] − H(p)/β exceeds −log Z/β by KL(p‖Boltzmann)/β; what the chapter's max picks is δ(highest E)."""
+    energy, p, law = np.array([0, 1, 2.5]), simplex(3, 1000), np.exp(-1.3 * np.array([0, 1, 2.5]))
+    F, at_vertices = (M.canonical_free_energy(q, energy, 1.3) for q in (p, np.eye(3)))
+    assert near(F + np.log(law.sum()) / 1.3, kl(p, law / law.sum()) / 1.3, 1e-13)
+    assert near(at_vertices, energy, 0) and F.max() < energy.max()
+E = np.linspace(-9, 9, 601)                                                 # noise, its density and distribution
+PDF, CDF, dE = np.exp(-E * E / 2) / np.sqrt(2 * np.pi), np.array([0.5 + erf(e / 2**0.5) / 2 for e in E]), E[1] - E[0]
+CLIPPED, BEST = E * (1 - CDF) - PDF, 10 * CDF**9 * PDF * dE                 # E[min(ε, ε') | ε]; law of the best of ten
+
+def exact_means(Q, alpha, density=PDF, g=E):
+    """E[α log S], E[Σ π_i g(ε_i)], S = Σ exp((Q+ε)/α), by log S = ∫ (e^{−t} − e^{−tS}) dt/t and 1/S = ∫ e^{−tS} dt."""
+    s = np.arange(-10 / alpha - 12, 12, 0.2)                                # t = e^s
+    z = np.minimum(s[:, None, None] + (Q[:, None] + E) / alpha, 50)
+    each, tilted = np.exp(-np.exp(z)) @ density * dE, np.exp(z - np.exp(z)) @ (density * g) * dE
+    others = np.stack([np.delete(each, i, 1).prod(1) for i in range(len(Q))], 1)
+    return alpha * np.sum(np.exp(-np.exp(s)) - each.prod(1)) * 0.2, np.sum(tilted * others) * 0.2
+
+def test_the_soft_maximum_overestimates_more_than_the_hard_one_and_the_minimum_of_two_critics_does_not():
+    """C7, noise N(0, 1): E[LSE_α] > E[max], only less α log 10 it falls with α; C10: bias of E_π[Q̂], π ∝ exp(Q̂/α)."""
+    (one, two), alphas, falls = rng().normal(size=(2, 50_000, 10)), (0.1, 0.5, 1.0, 2.0), lambda *x: max(np.diff(x)) < 0
+    hard, (soft, average) = BEST @ E, np.transpose([exact_means(np.zeros(10), alpha) for alpha in alphas])
+    assert_means((hard, *soft), *(M.soft_value(one, alpha) for alpha in (0, *alphas)))
+    assert_means(average, *(np.sum(M.boltzmann_policy(one, alpha) * one, axis=1) for alpha in alphas))
+    assert falls(*soft[::-1], hard) and falls(hard, *average) and falls(hard, *soft - np.multiply(alphas, np.log(10)))
+    Q, least, laws = np.linspace(0, 2, 10), np.minimum(one, two), ((PDF, E), (PDF, CLIPPED), (2 * (1 - CDF) * PDF, E))
+    exact = [exact_means(Q, 1.0, *law)[1] for law in laws] + [BEST @ CLIPPED]      # the last: greedy, ten equal actions
+    cases = (Q + one, 1.0, one), (Q + one, 1.0, least), (Q + least, 1.0, least), (one, 0, least)
+    assert_means(exact, *(np.sum(M.boltzmann_policy(seen, alpha) * noise, axis=1) for seen, alpha, noise in cases))
+    assert -exact[0] / 3 < exact[1] < exact[2] < 0 < exact[0] and -exact[0] / 10 < exact[2] and exact[3] < 0
+
+def test_a_die_with_mean_4_5_is_found_in_at_most_8_newton_steps_and_has_the_largest_entropy():
+    """Eq. 4, 5 (Jaynes' die); 3.5 is the fair die, 2.5 the mirrored one, and renumbering the faces changes nothing."""
+    (lam, p), line = M.max_entropy(FACES, [4.5], max_steps=8), np.c_[np.ones(6), FACES]
+    law, found = np.exp(-lam * FACES[:, 0]), lambda mean, at=0: M.max_entropy(FACES + at, [mean + at])[1]
+    assert near(p, law / law.sum(), 1e-12) and near(p @ FACES, 4.5, 1e-12) and near(found(3) @ FACES, 3, 1e-12)
+    assert near(found(3.5), 1 / 6, 1e-15) and near(found(2.5), p[::-1], 1e-12) and near(found(4.5, 1e6), p, 1e-8)
+    q = p + rng().normal(size=(50, 6)) * 0.01 @ (np.eye(6) - line @ np.linalg.pinv(line))            # dice of mean 4.5
+    assert near(M.entropy(p) - M.entropy(q), kl(q, p), 1e-14) and kl(q, p).min() > 0
+
+def test_multipliers_of_gaussian_exponential_and_binomial_and_the_derivatives_of_log_Z_are_the_known_ones():
+    """Eq. 5: λ = (−μ/σ², 1/2σ²); 1/mean; log(1/q − 1) with base measure C(20, k); ∂log Z = −E[f], ∂²log Z = Cov[f]."""
+    x, t, k, mu, var, q = np.arange(-12, 12, 0.01), np.arange(0.005, 80, 0.01), np.arange(21.0), -7, 0.3, 0.2
+    log_count = np.cumsum(np.log([1, *(21 - k[1:]) / k[1:]]))
+    assert near(M.max_entropy(np.c_[x, x * x], [mu, var + mu**2], np.log(0.01))[0] * var, (-mu, 0.5), 1e-8)
+    assert near(M.max_entropy(t[:, None], [2], np.log(0.01))[0], 1 / 2, 1e-5)
+    (lam, p), (_, flat) = (M.max_entropy(k[:, None], [20 * q], log_base) for log_base in (log_count, 0.0))
+    assert near(p, np.exp(log_count) * q**k * (1 - q) ** (20 - k), 1e-12)
+    assert near(lam, np.log(1 / q - 1), 1e-10) and not near(flat, p, 0.02)
+    f, lam, axes, log_Z = rng().normal(size=(6, 2)), np.array([0.3, -0.8]), np.eye(2), lambda l: M.soft_value(-f @ l, 1)
+    p, along = M.boltzmann_policy(-f @ lam, 1.0), lambda g, e: lambda l: slope(lambda x: g(l + x * e), 0.0, 1e-3)
+    assert near([along(log_Z, e)(lam) for e in axes], -p @ f, 1e-10) and near(M.max_entropy(f, p @ f)[0], lam, 1e-10)
+    assert near([[along(along(log_Z, d), e)(lam) for e in axes] for d in axes], np.cov(f.T, aweights=p, ddof=0), 1e-8)
+
+def test_return_and_soft_value_are_sums_over_time_and_the_entropy_is_the_slope_of_the_optimum_in_alpha():
+    """Eq. 9–12: F = −V = −R − αH with R and H discounted sums, here step by step; dV*/dα = H as for any free energy."""
+    mdp, pi, now, R, H = random_mdp(), simplex(3, 7), np.eye(7), 0, 0
+    P = np.einsum("sa,sak,sakz->sz", pi, mdp.probability, np.eye(7)[mdp.successor])
+    for t in range(400):
+        R, H, now = R + now @ np.sum(pi * mdp.reward, axis=1), H - now @ np.sum(pi * np.log(pi), axis=1), 0.9 * now @ P
+    assert near((*M.return_and_entropy(mdp, pi), M.soft_policy_evaluation(mdp, pi, 0.3)), (R, H, R + 0.3 * H), 1e-12)
+    V, best = (lambda alpha: M.soft_value_iteration(mdp, alpha, tol=1e-12)[1]), M.soft_value_iteration(mdp, 0.5)[2]
+    assert near(slope(V, 0.5, 1e-2), M.return_and_entropy(mdp, best)[1], 1e-6)
+
+@pytest.mark.parametrize("alpha, gamma", ((0.5, 0.0), (10.0, 0.9), (0.01, 0.9), (0.05, 0.99)))
+def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iteration_end_at_the_optimum(alpha, gamma):
+    """Eq. 14–17, C13: Q − α log π* = V for all actions (no noise in a target); V_0 ≤ V_α ≤ V_0 + α log|A|/(1 − γ)."""
+    mdp, bound, pi, values = random_mdp(gamma), alpha * np.log(3) / (1 - gamma), simplex(3, 7), []
+    flat = M.MDP(np.ones((7, 3)), mdp.successor, mdp.probability, gamma)    # here the bound is attained
+    apart = M.MDP(np.array([[1.0], [-1.0]]), np.array([[[0]], [[1]]]), np.ones((2, 1, 1)), gamma)
+    (Q, V, opt), T = M.soft_value_iteration(mdp, alpha), lambda V: M.soft_value(M.soft_backup(mdp, V), alpha)
+    hard, top, rough = (M.soft_value_iteration(*x)[1] for x in ((mdp, 0), (flat, alpha), (apart, alpha, 0.0, 0.1)))
+    for A, B in rng().normal(size=(100, 2, 7)):
+        assert near(T(A), T(B), gamma * np.abs(A - B).max() + 1e-12) and near(T(A + 5), T(A) + 5 * gamma, 1e-12)
+    for _ in range(20):
+        values.append(M.soft_policy_evaluation(mdp, pi, alpha))
+        pi = M.boltzmann_policy(M.soft_backup(mdp, values[-1]), alpha)
+    assert np.diff(values, axis=0).min() > -1e-11 and near(values[-1], V, 2e-9), "improvement must be monotone"
+    assert near(Q, mdp.reward + gamma * sum(mdp.probability[:, :, k] * V[mdp.successor[:, :, k]] for k in (0, 1)), 1e-9)
+    assert near(Q - alpha * np.log(opt), V[:, None], 1e-9) and near(M.soft_policy_evaluation(mdp, opt, alpha), V, 2e-9)
+    assert -2e-9 < (V - hard).min() and (V - hard).max() < bound and near(top - 1 / (1 - gamma), bound, 2e-9)
+    assert near(rough, np.array((1, -1)) / (1 - gamma), 0.1) and (gamma < 0.99 or abs(rough[0] - 100) > 0.09)
+
+def soft_paths(mdp, alphas):                                                # backward induction, Eq. 14, 16, 17
+    (paths, returns, log_p), V, P = M.enumerate_paths(mdp, 0, len(alphas)), np.zeros(len(mdp.reward)), 1.0
+    for t in reversed(range(len(alphas))):
+        Q = M.soft_backup(mdp, V)
+        V, P = M.soft_value(Q, alphas[t]), P * M.boltzmann_policy(Q, alphas[t])[paths[:, 2 * t], paths[:, 2 * t + 1]]
+    return paths, returns, log_p, P * np.exp(log_p), V[0]
+
+@pytest.mark.parametrize("K, gamma", ((1, 1.0), (1, 0.9), (2, 1.0), (2, 0.9)))
+def test_maximum_caliber_is_soft_optimal_control_only_if_deterministic_and_undiscounted(K, gamma):
+    """C4, Eq. 6–8: otherwise P ∝ Πp exp(R/α) is not π's law: α log Z − J(π) = α KL > 0; α/γ^t undoes discounting."""
+    mdp, alpha = random_mdp(gamma, 4, 2, K), 0.7
+    paths, returns, log_p, soft, V = soft_paths(mdp, [alpha] * 4)
+    found, _, P = M.max_caliber(mdp, 0, 4, M.boltzmann_policy(returns, alpha, log_p) @ returns)
+    J, TV = M.regularised_value(soft, returns, alpha, log_p), np.abs(soft - P).sum() / 2
+    assert near(found, alpha, 1e-9) and near(M.soft_value(returns, alpha, log_p) - J, alpha * kl(soft, P), 1e-12)
+    assert near(soft, P, 1e-12) if (K, gamma) == (1, 1) else 0.01 < TV < np.sqrt(kl(soft, P) / 2)
+    assert (gamma < 1) != near(V, J, 1e-12) and (K > 1 or near(soft_paths(mdp, 0.7 / gamma**np.arange(4))[3], P, 1e-12))
+
+def test_the_multiplier_changes_sign_at_the_mean_return_of_uniform_actions():
+    """Eq. 7: below it α is negative. Eq. 8 as the chapter writes it has λ = 1 and one mean, whatever is asked for."""
+    returns = M.enumerate_paths(mdp := random_mdp(1.0, 4, 2, 1), 0, 4)[1]
+    literal = M.boltzmann_policy(returns, 1.0) @ returns
+    for shift in (-0.5, -1e-3, 0.0, 1e-3, 0.5):
+        alpha, _, P = M.max_caliber(mdp, 0, 4, returns.mean() + shift)
+        assert np.sign(alpha) == np.sign(shift) if shift else abs(alpha) > 1e12
+        assert near(P @ returns, returns.mean() + shift, 1e-12) and not near(literal, P @ returns, 0.1)
+
+def test_three_calibers_gamble_differently_in_a_stochastic_world():
+    """C4: safe pays 1, risky 4 with probability 0.1; P(risky), P(win|risky) of causal, posterior, uniform caliber."""
+    p, e, w = np.array([[[1, 0], [0.9, 0.1]], [[1, 0], [1, 0]], [[0, 1], [0, 1]]]), np.e, np.exp(4)
+    mdp = M.MDP(np.array([[1.0, 0], [0, 0], [4, 4]]), np.full((3, 2, 2), (1, 2)), p, 1.0)  # start, lost, won
+    paths, returns, log_p, soft, V = soft_paths(mdp, [1.0, 1.0])
+    alpha, _, P = M.max_caliber(mdp, 0, 2, M.boltzmann_policy(returns, 1.0, log_p) @ returns)
+    risky, win = (np.array((soft, P, M.boltzmann_policy(returns, 1.0)))[:, paths[:, i] == i].sum(1) for i in (1, 2))
+    assert len(paths) == 6 and near((alpha, V), (1, np.log(2 * (e + e**0.4))), 1e-12)
+    assert near(risky, (1 / (1 + e**0.6), (0.1 * w + 0.9) / (e + 0.1 * w + 0.9), (w + 1) / (e + w + 1)), 1e-12)
+    assert near(win / risky, (0.1, 0.1 * w / (0.1 * w + 0.9), w / (w + 1)), 1e-12)
+
+@pytest.mark.parametrize("alpha", (0.0, 0.5, 3.0))
+def test_policy_flow_solves_its_equation_lowers_the_free_energy_and_ends_at_the_boltzmann_policy(alpha):
+    """Eq. 13, Fisher–Rao: ∂π/∂t = π (G − E_π[G]), G = Q − α log π, integrated here by Runge–Kutta."""
+    gain, path, h = lambda pi: Q5 - alpha * np.log(pi), [simplex(5)], 0.002
+    for _ in range(1000):
+        k = [0]
+        for pi in (path[-1] + part * k[-1] for part in (0, h / 2, h / 2, h)):
+            k.append(pi * (gain(pi) - pi @ gain(pi)))
+        path.append(path[-1] + h / 6 * (k[1] + 2 * k[2] + 2 * k[3] + k[4]))
+    flow = M.policy_flow(path[0], Q5, alpha, [*h * np.arange(1001), 1e3])
+    assert near(flow[:-1], path, 1e-10) and near(flow[-1], M.boltzmann_policy(Q5, alpha), 1e-12)
+    assert (np.diff(M.regularised_value(flow, Q5, alpha)) > 0).all(), "F must fall"
+
+def test_langevin_noise_on_the_logits_does_not_sample_the_boltzmann_policy_and_without_noise_they_reach_it():
+    """C5, negative control: dθ = −∇F dt + √(2kT) dW draws policies, and not even their mean is π*."""
+    theta, noise, kT = np.zeros((2, 2000, 5)), rng(), np.array((0, 0.3))[:, None, None]
+    for _ in range(200):                                                    # dt = 1/2
+        pi = M.boltzmann_policy(theta, 1.0)
+        force = pi * (Q5 - np.log(pi) - np.sum(pi * (Q5 - np.log(pi)), axis=-1, keepdims=True))
+        theta = theta + 0.5 * force + np.sqrt(2 * kT * 0.5) * noise.normal(size=theta.shape)
+    quiet, noisy = np.abs(pi.mean(1) - M.boltzmann_policy(Q5, 1.0)).sum(1) / 2
+    assert quiet < 1e-3 and noisy > 4 * pi[1].std(0).sum() / 2 / np.sqrt(2000) + 0.05
+ENV = gym.make("Pendulum-v1").unwrapped
+
+@pytest.mark.parametrize("spacing, nodes", (("tanh", np.tanh([-6, -3, 0, 3, 6])), ("uniform", np.linspace(-1, 1, 5))))
+def test_pendulum_mdp_is_gymnasiums_step_seen_through_bilinear_weights(spacing, nodes):
+    """The weights are probabilities and reproduce linear functions; ω beyond ±8 counts as ±8, and θ is periodic."""
+    for *state, torque in rng().uniform((-9, -8, -2), (9, 8, 2), (200, 3)):
+        ENV.state = state
+        reward = ENV.step(np.array([torque]))[1]
+        assert near(M.pendulum_step(*state, torque), (*ENV.state, reward), 1e-12)
+    (theta, omega), mdp = rng().uniform((-9, -9), (9, 9), (1000, 2)).T, M.pendulum_mdp(11, 9, 5, 0.97, spacing)
+    (corners, w), (i, j, k) = M.bilinear(theta, omega, 11, 9), np.indices((11, 9, 5))
+    x = (mdp.theta[corners // 9] - theta[:, None] + np.pi) % (2 * np.pi) - np.pi
+    y = mdp.theta_dot[corners % 9] - np.clip(omega, -8, 8)[:, None]
+    assert w.min() >= 0 and near(w.sum(1), 1, 1e-12) and near([np.sum(w * z, axis=1) for z in (x, y, x * y)], 0, 1e-12)
+    *after, reward = M.pendulum_step(mdp.theta[i], mdp.theta_dot[j], 2 * nodes[k])
+    true = reward, *M.bilinear(*after, 11, 9), nodes, np.arange(-11, 11, 2) * np.pi / 11, np.arange(-8, 9, 2), 0.97
+    for ours, x in zip((mdp.reward, mdp.successor, mdp.probability, mdp.a, mdp.theta, mdp.theta_dot, mdp.gamma), true):
+        assert near(np.reshape(ours, np.shape(x)), x, 1e-12)
+
+def test_tanh_spaced_nodes_integrate_the_boundary_layers_that_a_uniform_grid_mis_integrates():
+    """log_base sums to the measure 2; α log ∫ exp(a/α) da = α log(2α sinh(1/α)) even for layers of a width 1e-3."""
+    tanh, uniform = (M.pendulum_mdp(5, 5, 33, spacing=spacing) for spacing in ("tanh", "uniform"))
+    assert near(np.exp(tanh.log_base).sum(), 2, 1e-4) and near(np.exp(uniform.log_base).sum(), 2, 1e-12)
+    for alpha, exact in ((x, 1 + x * np.log(x * -np.expm1(-2 / x))) for x in (10.0, 0.1, 1e-2, 1e-3)):
+        assert near(M.soft_value(tanh.a, alpha, tanh.log_base), exact, 0.01 * alpha)
+        assert alpha > 0.01 or not near(M.soft_value(uniform.a, alpha, uniform.log_base), exact, alpha)
+
+@lru_cache
+def exact_pendulum(alpha):                                                  # θ, ω, V and mean action on the grid
+    mdp = M.pendulum_mdp() if alpha else M.pendulum_mdp(61, 61, 11, spacing="uniform")
+    _, V, pi = M.soft_value_iteration(mdp, alpha, mdp.log_base, tol=0.01)
+    return *np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij"), *np.reshape((V, pi @ mdp.a), (2, len(mdp.theta), -1))
+
+def test_the_exact_torque_saturates_almost_everywhere_and_near_upright_follows_mostly_the_angle():
+    """C16: it is α that makes it smooth. C14: left alone the pendulum falls as θ + ω/√15 says; torque opposes that."""
+    hard, soft = (np.mean(np.abs(exact_pendulum(alpha)[3]) > 0.99) for alpha in (0, 0.2))
+    theta, omega, _, u = (x[36:65, 31:50] for x in exact_pendulum(0.2))     # |θ| < 0.9, |ω| < 2
+    both, angle, velocity = (np.mean(u * x < 0) for x in (theta + omega / np.sqrt(15), theta, omega))
+    assert hard > 0.8 and soft < 0.5 * hard and both > 0.95 and both - 0.1 > angle > velocity
+
+def test_value_is_mirror_symmetric_and_follows_mechanical_energy_not_the_distance_from_the_goal():
+    """C15: correlations over the grid; hanging at rest is worst, though hanging at ω = 6 is farther away."""
+    theta, omega, V, u = exact_pendulum(0.2)
+    mirror, of = lambda x: np.roll(x[::-1, ::-1], 1, axis=0), lambda x: np.corrcoef(V.ravel(), x.ravel())[0, 1]
+    assert near(mirror(V), V, 1e-8) and near(mirror(u), -u, 1e-8)
+    assert of(-np.abs(omega**2 / 6 + 5 * (np.cos(theta) - 1))) > 0.7 and of(-(theta**2 + 0.1 * omega**2)) < 0.3
+    assert V.min() == V[0, 40] < V[0, 70] - 100 and V.max() == V[48:53, 39:42].max()
+
+def total_return(policy, theta, omega, total=0.0):
+    for _ in range(200):
+        theta, omega, reward = M.pendulum_step(theta, omega, policy(theta, omega))
+        total = total + reward
+    return total
+
+def test_the_best_possible_mean_return_is_minus_133_and_no_other_policy_beats_it():
+    """C11, starts of reset(seed=0..99): energy pumping with a linear regulator, zero and random torque stay below."""
+    def pump(theta, omega):
+        energy, x = omega**2 / 6 + 5 * (np.cos(theta) - 1), (theta + np.pi) % (2 * np.pi) - np.pi + omega / np.sqrt(15)
+        return np.clip(np.where(np.abs(x) < 0.25, -20 * x, -2 * np.sign(omega * energy)), -2, 2)       # close to LQR
+    draw, (theta, omega) = rng(), np.transpose([(ENV.reset(seed=seed), ENV.state)[1] for seed in range(100)])
+    zero, random = lambda theta, omega: 0 * theta, lambda theta, omega: draw.uniform(-2, 2, theta.shape)
+    best = M.pendulum_optimal_return(theta, omega).mean()
+    assert abs(best + 133) < 0.7 > max(total_return(p, theta, omega).mean() for p in (pump, zero, random)) - best
+    assert_means((-1226,), total_return(random, *draw.uniform((-np.pi, -1), (np.pi, 1), (4000, 2)).T))      # not −1500
+    *after, reward = M.pendulum_step(theta[:, None], omega[:, None], np.linspace(-2, 2, 401))
+    loss = (reward + M.pendulum_step(*after, 0.0)[2]).max(1) - M.pendulum_optimal_return(theta, omega, 101, 101, 6, 2)
+    assert loss.min() > -1e-12 and loss.max() < 1e-3, "of two steps, trying all torques must find nothing better"
+full, HALF = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
+mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, successor=s, probability=p, gamma=gamma)
+
+@pytest.mark.parametrize("message, f, args", (
+    *(("must", M.max_entropy, x) for x in (                                 # outside, edge, dependent, bad shapes
+        (FACES, [1]), (FACES, [6]), (FACES ** [1, 2], [3.5, 12.5]), (np.eye(3, 2), [0.6, 0.6]), (np.ones((4, 1)), [1]),
+        (np.eye(3, 2), [0.5, 0.5]), (np.eye(3, 2), [0.3, 0.7]), (np.eye(6), [1 / 6] * 6), (FACES * [1, 2], [4.5, 9]),
+        (FACES * [1, 0.1], [4.5, 0.45]), (FACES, [7]), (FACES, [np.nan]), (FACES, [4.5, 1]), (FACES[:, 0], [4.5]))),
+    *(("Q must", M.soft_value, (Q, 1)) for Q in ([1, np.nan], [1, np.inf], 3, [])),
+    *(("alpha must", M.boltzmann_policy, ([1, 2], alpha)) for alpha in (-1, np.nan, np.inf, [1, 1])),
+    *(("p must", M.entropy, (p,)) for p in ([-0.5, 1.5], [0.5, 0.6], [np.nan, 1])),
+    *(("must", mdp, x) for x in (
+        [np.ones(2)], [np.ones((2, 3))], [HALF * np.nan], [HALF, full((0, -1))], [HALF, full((0, 2))], [HALF, full(0.)],
+        [HALF, full(0)[0]], *([HALF, full(0), p] for p in (full(0.4), full((-0.5, 1.5)), full(0.5)[0])))),
+    *(("gamma must", mdp, (HALF, full(0), full(0.5), gamma)) for gamma in (-0.1, 1.1, np.nan)),
+    *(("gamma < 1", f, (mdp(gamma=1), x)) for f, x in ((M.soft_value_iteration, 1), (M.return_and_entropy, HALF))),
+    ("too many", M.enumerate_paths, (mdp(), 0, 11)), ("log_base must", M.soft_value, ([1], 1, np.nan)),
+    ("times must", M.policy_flow, ([1], [1], 1, 1)), ("spacing must", M.pendulum_mdp, (5, 5, 5, 0.9, "x")),
+    ("p must", M.policy_flow, ([0.5, 0.6], [1, 2], 1, [1])), ("must", M.pendulum_optimal_return, ([np.nan], [0])),
+    ("Q must", M.regularised_value, (HALF, HALF * np.nan, 1)), ("V must", M.soft_backup, (mdp(), np.ones(5))),
+    ("pi the", M.return_and_entropy, (mdp(), np.ones((2, 1)))), ("start must", M.max_caliber, (mdp(), 2, 1, 1.0))))
+
+def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong(message, f, args):
+    """Means on the edge of the hull would need λ = ∞; the rest is NaN, infinite, of a wrong shape or range."""
+    with pytest.raises(ValueError, match=message):
+        f(*args)
+
+
+# === sac_numpy.py ======================================================================================================
+
+Box, inf, nan = gym.spaces.Box, np.inf, np.nan
+SMALL = S.Settings(hidden=(8, 8), gamma=0.9, tau=0.1, batch_size=16, learning_rate=5e-3, final_learning_rate=1e-3,
+                   warmup=50, random_steps=0, hold=1, alpha=0.2, tune_alpha=True, target_entropy=None, q_scale=2.0,
+                   buffer_size=1000)
+
+class Toy(gym.Env):
+    """Shows (t, 0.5), pays 1, lasts `length` steps; event(step), or event(−step) at reset, may give (obs, reward)."""
+    def __init__(self, length=4, terminates=False, event=lambda step: None, **more):
+        self.observation_space, self.action_space = Box(-inf, inf, (2,)), Box(-0.7, 0.1, (1,), np.float64)
+        vars(self).update(length=length, terminates=terminates, event=event, steps=0, **more)
+
+    def reset(self, seed=None, options=None):
+        self.t = 0
+        return np.array((self.event(-self.steps) or ([0, 0.5],))[0]), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), f"{action!r} is not in {self.action_space}"
+        self.t, self.steps = self.t + 1, self.steps + 1
+        (obs, reward), over = self.event(self.steps) or ([self.t, 0.5], 1.0), self.t == self.length
+        return np.array(obs), reward, over and self.terminates, over and not self.terminates, {}
+
+def assert_gradient(d_theta, f, theta, h=1e-5):
+    expected = np.empty_like(theta)
+    for i, old in enumerate(theta.copy()):
+        up, down = (theta.__setitem__(i, x) or f() for x in (old + h, old - h))
+        theta[i], expected[i] = old, (up - down) / (2 * h)
+    assert np.allclose(d_theta, expected, rtol=1e-6, atol=1e-8 * np.abs(expected).max()), np.max(d_theta - expected)
+
+def random_agent(N=40):
+    """A float64 agent with A = 2, no zero bias, distinct twins, a log σ often clipped; a batch and noise for it."""
+    rng, agent = np.random.default_rng(241), S.SAC(3, [-1, 0], [3, 10], SMALL, dtype=np.float64)
+    for net in (agent.actor, agent.critic, agent.critic_target):
+        net.theta[:] = rng.normal(0, 0.5, net.theta.shape)
+    agent.actor.biases[-1][0, 2] = S.LOG_STD_MAX
+    obs, a, reward = rng.normal(size=(N, 3)), rng.uniform(-0.9, 0.9, (N, 2)), rng.normal(size=N)
+    return agent, (obs, a, reward, rng.normal(size=(N, 3)), np.arange(N) % 3 == 0), rng.normal(size=(2, N, 2))
+
+def ctrl_c(*_, **__):
+    raise KeyboardInterrupt
+
+def parameters(agent):
+    return np.concatenate([agent.actor.theta, agent.critic.theta, agent.critic_target.theta, agent.log_alpha])
+
+def slow_mlp(net, x, twin=()):
+    """One input through one network, neuron by neuron."""
+    for i, (W, b) in enumerate(zip(net.weights, net.biases)):
+        x = [sum(x_j * W_jk for x_j, W_jk in zip(x, column)) + b_k for column, b_k in zip(W[twin].T, b[twin][0])]
+        x = [max(v, 0) if i + 1 < len(net.weights) else net.scale * v for v in x]
+    return x
+
+def slow_soft_value(agent, critic, s, noise):
+    """min Q − α log π of one sampled action; the slope of tanh u is 1/cosh² u."""
+    y, a, log_prob = slow_mlp(agent.actor, s), [], 0
+    for mu, raw, n in zip(y[:2], y[2:], noise):
+        log_std = min(max(raw, S.LOG_STD_MIN), S.LOG_STD_MAX)
+        u = mu + math.exp(log_std) * n
+        a.append(math.tanh(u))
+        log_prob += -n * n / 2 - log_std - math.log(2 * math.pi) / 2 + 2 * math.log(math.cosh(u))
+    return min(slow_mlp(critic, [*s, *a], twin)[0] for twin in (0, 1)) - 0.2 * log_prob
+
+# --- Networks and their optimiser -------------------------------------------------------------------------------------
+
+def test_module_copied_out_alone_imports_in_silence_neither_matplotlib_nor_another_module(tmp_path):
+    """A student copies one file."""
+    shutil.copy(S.__file__, tmp_path)
+    code = "import sys, sac_numpy; print({'matplotlib', 'pygame', 'langevin', 'maxent', 'figures'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert (run.stdout, run.stderr) == ("set()\n", "")
+
+def test_mlp_starts_with_he_variance_a_tenth_of_that_size_in_the_last_layer_and_first_biases_within_one():
+    """Var W = 2/n_in keeps a signal's size through ReLUs; twins differ; all parameters are views of theta."""
+    net = S.MLP((100, 200, 300, 50), np.random.default_rng(0), copies=2)
+    for W, size in zip(net.weights, (1, 1, 0.1)):
+        assert abs(W.var() / (size**2 * 2 / W.shape[1]) - 1) < 4 * math.sqrt(2 / W.size) and (W[0] != W[1]).any()
+    b, *others = net.biases
+    assert abs(3 * b.var() - 1) < 4 * math.sqrt(0.8 / b.size) and abs(b).max() <= 1 and not any(b.any() for b in others)
+    assert all(np.shares_memory(part, net.theta) for part in net.weights + net.biases) and net.theta.dtype == np.float32
+
+@pytest.mark.parametrize("copies", [None, 2])
+def test_mlp_is_a_loop_over_neurons_with_its_gradient_and_twins_are_two_that_share_their_input(copies):
+    """One network at a time, neuron by neuron; d_theta and dx by central differences; what is not wanted is None."""
+    rng = np.random.default_rng(1)
+    net, x = S.MLP((3, 5, 4, 2), rng, copies, np.float64, scale=3.0), rng.normal(size=(7, 3))
+    net.theta += rng.normal(size=net.theta.shape)                           # no bias stays zero
+    y, cache = net.forward(x)
+    loop = [[slow_mlp(net, row, twin) for row in x] for twin in ((0, 1) if copies else [()])]
+    assert np.allclose(y, loop if copies else loop[0], rtol=1e-12)
+    dy = rng.normal(size=y.shape)
+    d_theta, dx = net.backward(dy, cache)
+    for gradient, array in (d_theta, net.theta), (dx.ravel(), x.reshape(-1)):
+        assert_gradient(gradient, lambda: np.vdot(net.forward(x)[0], dy), array)
+    assert net.backward(dy, cache, with_theta=False)[0] is net.backward(dy, cache, with_x=False)[1] is None
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
+def test_a_copied_agent_learns_on_exactly_as_the_original_and_apart_from_it(duplicate):
+    """Its weights must be views of its own theta, and its optimisers must move that theta."""
+    agent, batch, _ = random_agent()
+    before, twin = parameters(agent), duplicate(agent)
+    twin.update(batch), twin.update(batch)
+    assert np.array_equal(parameters(agent), before), "the copy moved the original"
+    agent.update(batch), agent.update(batch)
+    assert (parameters(agent) == parameters(twin)).all() and (agent.act(batch[0]) == twin.act(batch[0])).all()
+
+def test_adam_takes_the_textbook_steps_the_first_of_them_learning_rate_times_sign():
+    """m̂/(√v̂ + ε) with bias-corrected means (Kingma & Ba, algorithm 1); ε is large here, so that its place is seen."""
+    rng, lr, b1, b2, epsilon = np.random.default_rng(2), 0.03, 0.8, 0.95, 0.5
+    theta, m, v = rng.normal(size=9), 0, 0
+    expected, adam = theta.copy(), S.Adam(theta, lr, b1, b2, epsilon)
+    for t in range(1, 8):
+        g = rng.normal(size=9)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        expected -= lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon)
+        adam.step(g)
+        assert np.allclose(theta, expected, rtol=1e-12), f"step {t}"
+    theta, g = np.zeros(4), np.array([1e-3, -2.0, 50.0, -1.0])
+    S.Adam(theta, lr).step(g)
+    assert np.allclose(theta, -lr * np.sign(g), rtol=2 * 1e-8 / 1e-3)        # short by ε/|g|
+
+def test_replay_buffer_overwrites_the_oldest_and_draws_whole_rows_uniformly_in_float32():
+    """Capacity 5: of twelve transitions the last five remain; s, a, r, s' and `terminated` of a row belong together."""
+    buffer, rng, n = S.ReplayBuffer(5, 2, 3), np.random.default_rng(3), 20_000
+    for i in range(12):
+        buffer.add([i, -i], [i, 2 * i, 3 * i], 10 * i, [i + 1, i + 2], i % 2 == 0)
+        rows = np.column_stack(buffer.sample(n, rng))
+        k = rows[:, 0]
+        assert set(k) == set(range(max(0, i - 4), i + 1)) and len(buffer) == min(i + 1, 5), f"after {i + 1} transitions"
+        assert np.array_equal(rows, np.column_stack([k, -k, k, 2 * k, 3 * k, 10 * k, k + 1, k + 2, k % 2 == 0]))
+    assert abs(np.bincount(k.astype(int))[7:] / n - 0.2).max() < 4 * (0.2 * 0.8 / n)**0.5 and k.dtype == np.float32
+
+# --- The policy: a Gaussian, squashed ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mu, sigma", [(0.0, 0.02), (0.0, 1.0), (0.3, 2.5), (6.0, 0.1), (-6.0, 1.0)])
+def test_squashed_density_integrates_to_one_and_entropy_is_minus_its_mean_logarithm(mu, sigma):
+    """A density in a, on nodes a = tanh v, where the sum is exact; without log(1 − a²) its mass would be E[1 − a²]."""
+    v, dv = np.linspace(max(-17, mu - 12 * sigma), min(17, mu + 12 * sigma), 4001, retstep=True)
+    a, da = np.tanh(v)[:, None], dv / np.cosh(v) ** 2
+    same_a, log_prob = S.squashed_gaussian(0 * a + mu, 0 * a + math.log(sigma), (np.arctanh(a) - mu) / sigma)
+    assert np.allclose(same_a, a, rtol=1e-12) and abs(np.exp(log_prob) @ da - 1) < 1e-7
+    assert np.exp(log_prob) / np.cosh(v) ** 2 @ da < 0.9999, "without the tanh term it should not integrate to 1"
+    sampled = S.squashed_gaussian(mu, math.log(sigma), np.random.default_rng(4).standard_normal((50_000, 1)))[1]
+    assert abs(sampled.mean() - np.exp(log_prob) * log_prob @ da) < 4 * sampled.std() / math.sqrt(50_000)
+
+def test_log_probability_is_exact_far_out_and_sums_over_the_action_dimensions():
+    """At |u| = 20: log(1 − tanh² u) = 2(log 2 − |u| − log(1 + e^−2|u|)).  With 1e-6 added it saturates."""
+    log_prob = lambda mu, dtype=np.float64: S.squashed_gaussian(*np.array([[[mu]], [[0]], [[0]]], dtype))[1][0]
+    clipped = lambda u: math.log(1 - math.tanh(u) ** 2 + 1e-6)
+    for u in (-20.0, 20.0):
+        exact = 2 * (math.log(2) - abs(u) - math.log1p(math.exp(-2 * abs(u))))
+        assert abs(log_prob(u) + math.log(2 * math.pi) / 2 + exact) < 1e-12
+        assert abs(log_prob(u, np.float32) - log_prob(u)) < 2**-23 * 40, "float32 must lose no more than its rounding"
+        assert abs(log_prob(u + 1e-3) - log_prob(u - 1e-3) - 2e-3 * 2 * math.tanh(u)) < 1e-12, "slope 2 tanh u"
+        assert abs(clipped(u) - exact) > 20 and abs(clipped(u + 1e-3) - clipped(u - 1e-3)) < 1e-9
+    inputs = np.random.default_rng(5).normal(size=(3, 6, 2))
+    (a, both), *each = (S.squashed_gaussian(*inputs[..., columns]) for columns in ([0, 1], [0], [1]))
+    assert np.allclose(a, np.hstack([each[0][0], each[1][0]])) and np.allclose(both, each[0][1] + each[1][1])
+
+# --- Soft Actor-Critic ------------------------------------------------------------------------------------------------
+
+def test_actions_are_the_squashed_sample_scaled_to_asymmetric_bounds_and_never_beyond():
+    """tanh μ when deterministic, otherwise the sample of squashed_gaussian; −1, 0, 1 are low, middle, high."""
+    agent, (obs, *_), _ = random_agent()
+    ends = agent.to_environment(np.array([[-1, -1], [0, 0], [1, 1], [0.5, -0.5]]))
+    assert ends.tolist() == [[-1, 0], [1, 5], [3, 10], [2, 2.5]]
+    mu, log_std, *_ = agent.policy(obs)
+    a, _ = S.squashed_gaussian(mu, log_std, copy.deepcopy(agent.rng).standard_normal(mu.shape))
+    assert np.allclose(agent.act(obs), [1, 5] + a * [2, 5], rtol=1e-12) and agent.act(obs[0]).shape == (2,)
+    assert np.allclose(agent.act(obs, deterministic=True), [1, 5] + np.tanh(mu) * [2, 5], rtol=1e-12)
+    low, high = S.SAC(3, [-0.7], [0.1], SMALL).to_environment(np.float32([[-1], [1]]))
+    assert -0.7 <= low < high <= 0.1 and np.allclose([low, high], [[-0.7], [0.1]]), "beyond, by float32 rounding"
+
+def test_target_and_losses_equal_a_loop_over_transitions_neurons_and_the_smaller_critic():
+    """Eq. 18, 19, 20 in plain Python: y = r + γ (min Q' − α log π), and y = r where terminated."""
+    agent, (obs, a, reward, next_obs, terminated), noise = random_agent()
+    V = [slow_soft_value(agent, agent.critic_target, s, n) for s, n in zip(next_obs, noise[0])]
+    y = np.array([r if end else r + 0.9 * v for r, end, v in zip(reward, terminated, V)])
+    assert np.allclose(agent.target(reward, next_obs, terminated, noise[0]), y, rtol=1e-10)
+    squares = [(slow_mlp(agent.critic, [*s, *b], twin)[0] - t) ** 2 for twin in (0, 1) for s, b, t in zip(obs, a, y)]
+    assert math.isclose(agent.critic_loss(obs, a, y)[0], sum(squares) / len(y), rel_tol=1e-10)
+    V = [slow_soft_value(agent, agent.critic, s, n) for s, n in zip(obs, noise[1])]
+    assert math.isclose(agent.actor_loss(obs, noise[1])[0], -sum(V) / len(V), rel_tol=1e-10)
+
+def test_every_gradient_equals_central_differences_in_actor_both_critics_and_log_alpha():
+    """The losses exactly as update computes them, log σ clipped or not, either critic the smaller one."""
+    agent, (obs, a, reward, next_obs, terminated), (noise, noise2) = random_agent()
+    mu, log_std, free, _ = agent.policy(obs)
+    Q = agent.critic.forward(np.concatenate((obs, S.squashed_gaussian(mu, log_std, noise)[0]), axis=1))[0][..., 0]
+    assert 0.2 < np.mean(Q[0] < Q[1]) < 0.8 and 0.2 < free[:, 0].mean() < 0.8, "the test must see both branches"
+    assert all(b.all() for net in (agent.actor, agent.critic) for b in net.biases) and log_std.max() == S.LOG_STD_MAX
+    y = agent.target(reward, next_obs, terminated, noise2)
+    assert_gradient(agent.critic_loss(obs, a, y)[1], lambda: agent.critic_loss(obs, a, y)[0], agent.critic.theta)
+    _, d_theta, log_prob = agent.actor_loss(obs, noise)
+    assert_gradient(d_theta, lambda: agent.actor_loss(obs, noise)[0], agent.actor.theta)
+    assert_gradient([agent.temperature_loss(log_prob)[1]], lambda: agent.temperature_loss(log_prob)[0], agent.log_alpha)
+    agent.actor.biases[-1][0, 2] = S.LOG_STD_MIN - 9                        # clipped from below: no gradient gets there
+    d_bias = agent.actor.views(agent.actor_loss(obs, noise)[1])[1][-1][0]
+    assert agent.policy(obs)[1].min() == S.LOG_STD_MIN and d_bias[2] == 0 != d_bias[3]
+
+def test_actor_loss_is_alpha_times_a_kl_divergence_minus_alpha_log_Z():
+    """C9: Eq. 20 = Eq. 21 in value and gradient; all ReLUs of the critic are on, so that quadrature is exact."""
+    rng, agent = np.random.default_rng(6), S.SAC(2, [-1], [1], replace(SMALL, hidden=(8,), alpha=0.7), dtype=np.float64)
+    for net in (agent.actor, agent.critic):
+        net.theta[:] = rng.normal(0, 0.4, net.theta.shape)
+    agent.critic.biases[0] += 20
+    agent.critic.biases[1][1] += 1000                                       # the other critic is the smaller everywhere
+    obs, alpha = rng.normal(size=(1, 2)), agent.alpha
+    Q = lambda a: agent.critic.forward(np.column_stack((np.repeat(obs, len(a), 0), a)))[0][0, :, 0]
+    a, da = np.polynomial.legendre.leggauss(60)
+    log_Z = Q(a).max() / alpha + math.log(da @ np.exp((Q(a) - Q(a).max()) / alpha))
+    def alpha_kl(v=np.linspace(-20, 20, 2001)):
+        mu, log_std = (value.item() for value in agent.policy(obs)[:2])
+        log_normal = -0.5 * ((v - mu) / math.exp(log_std)) ** 2 - log_std - 0.5 * math.log(2 * math.pi)
+        log_ratio = log_normal + 2 * np.log(np.cosh(v)) - (Q(np.tanh(v)) / alpha - log_Z)
+        return alpha * np.exp(log_normal) @ log_ratio * (v[1] - v[0])
+    x, dx = np.linspace(-9, 9, 401, retstep=True)
+    losses, d_thetas, _ = zip(*(agent.actor_loss(obs, np.array([[noise]])) for noise in x))
+    weights = np.exp(-x * x / 2) / math.sqrt(2 * math.pi) * dx
+    assert math.isclose(weights @ losses, alpha_kl() - alpha * log_Z, rel_tol=1e-9) and alpha_kl() > 0.1
+    assert_gradient(weights @ d_thetas, alpha_kl, agent.actor.theta)
+
+@pytest.mark.parametrize("H, sign", [(-1.0, -1), (-2.0, 0), (-3.0, 1)])
+def test_temperature_falls_while_entropy_exceeds_its_target_rests_at_it_and_stays_if_fixed(H, sign):
+    """Eq. 22, −α (mean log π + H̄), H̄ = −1 per action dimension: α is the multiplier of a constraint."""
+    agent, batch, _ = random_agent()
+    before, (loss, d_log_alpha) = agent.alpha, agent.temperature_loss(-H + np.array([-0.5, 0.5]))
+    agent.settings = replace(SMALL, tune_alpha=False)
+    assert math.isclose(loss, 0.2 * (H + 2), abs_tol=1e-12) and agent.update(batch)["alpha"] == before
+    agent.optimisers[2].step(d_log_alpha)
+    assert np.sign(agent.alpha - before) == sign, f"H = {H}: α went from {before} to {agent.alpha}"
+    assert S.SAC(3, [-1], [1], replace(SMALL, target_entropy=-0.5)).target_entropy == -0.5
+
+def test_update_steps_critics_actor_and_temperature_then_averages_the_targets_and_stops_at_a_bad_loss():
+    """In this order, each once, on a fresh pair of noises; Polyak averaging keeps 1 − τ of the old target."""
+    agent, batch, _ = random_agent()
+    other, (obs, a, reward, next_obs, terminated) = copy.deepcopy(agent), batch
+    metrics, noise = agent.update(batch), other.rng.standard_normal((2, 40, 2))
+    critic_loss, d_critic = other.critic_loss(obs, a, other.target(reward, next_obs, terminated, noise[0]))
+    S.Adam(other.critic.theta, 5e-3).step(d_critic)
+    actor_loss, d_actor, log_prob = other.actor_loss(obs, noise[1])
+    S.Adam(other.actor.theta, 5e-3).step(d_actor)
+    S.Adam(other.log_alpha, 5e-3).step(other.temperature_loss(log_prob)[1])
+    other.critic_target.theta[:] = 0.1 * other.critic.theta + 0.9 * other.critic_target.theta
+    assert np.allclose(parameters(agent), parameters(other), rtol=1e-12) and agent.rng.random() == other.rng.random()
+    assert metrics == dict(critic_loss=critic_loss, actor_loss=actor_loss, alpha=other.alpha, entropy=-log_prob.mean())
+    for name in ("actor", "critic"):
+        before = getattr(agent, name).theta.copy()
+        setattr(agent, f"{name}_loss", lambda *_: (nan, before, before)[:2 + (name == "actor")])
+        with pytest.raises(FloatingPointError, match=f"the {name} loss is not finite: nan"):
+            agent.update(batch)
+        assert np.array_equal(getattr(agent, name).theta, before), "the step was taken all the same"
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_refused(dtype, tmp_path, monkeypatch):
+    """Deterministic, and with the noise that would have come next.  An interrupted save leaves the old file alone."""
+    agent, file, bad = S.SAC(3, [-1, 0], [3, 10], SMALL, 4, dtype), tmp_path / "agent.npz", tmp_path / "bad.npz"
+    obs = np.random.default_rng(7).normal(size=(5, 3))
+    agent.act(obs), agent.save(file), agent.save(file)
+    loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
+    assert np.array_equal(parameters(agent), parameters(loaded)) and loaded.settings == SMALL and loaded.dtype == dtype
+    assert all(np.array_equal(agent.act(obs, mode), loaded.act(obs, mode)) for mode in (True, False, False))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "savez", lambda file, **_: file.write(b"half") and ctrl_c())
+        agent.save(file)
+    assert file.read_bytes() == whole and [f.name for f in tmp_path.iterdir()] == ["agent.npz"]
+    for content in (b"", b"a text", whole[:-1], *(whole[:len(whole) * k // 10] for k in range(1, 10)), dict(x=nan),
+                    *(data | bad for bad in (dict(about="{"), dict(about="{}"), dict(actor=data["actor"][1:]),
+                                             dict(actor=nan * data["actor"])))):
+        bad.write_bytes(content) if isinstance(content, bytes) else np.savez(bad, **content)
+        with pytest.raises(ValueError, match="bad.npz is not a whole file written by SAC.save"):
+            S.SAC.load(bad)
+
+# --- Training ---------------------------------------------------------------------------------------------------------
+
+POSITIVE = "tau batch_size learning_rate final_learning_rate warmup hold alpha q_scale buffer_size".split()
+AGENT = S.SAC(3, [-1], [1], SMALL)
+
+@pytest.mark.parametrize("message, call, cases", [
+    ("finite bounds low < high", lambda low, high: S.SAC(3, low, high, SMALL), [
+        ([-1, 0], [3, 0]), ([-1, -1], [1, inf]), ([-inf], [0]), ([nan], [0]), ([0, 0], [1]), ([[0]], [[1]])]),
+    ("setting.*{}", lambda name, value: S.SAC(3, [-1], [1], replace(SMALL, **{name: value})), [
+        *itertools.product(POSITIVE, (0, -1, inf, nan)), *itertools.product(["gamma"], (-0.1, 1, nan)), ("tau", 1.1),
+        ("hidden", ()), ("hidden", (8, 0))]),
+    ("whole number .* 50 steps .* {}", lambda n: S.train(Toy(), SMALL, n_steps=n), [(50,), (60.5,), (inf,), (nan,)]),
+    ("{}s must be a flat Box", lambda name, space: S.train(Toy(**{f"{name}_space": space}), SMALL, n_steps=60), [
+        ("action", gym.spaces.Discrete(3)), ("action", Box(0, inf, (1,))), ("action", Box(-1, 1, (1, 1))),
+        ("observation", gym.spaces.Discrete(3)), ("observation", Box(-1, 1, (2, 2)))]),
+    (r"must have shape \(3,\) or \(N, 3\), got", lambda *shape: AGENT.act(np.zeros(shape)), [(4,), (5, 2), (1, 1, 3)]),
+    ("cannot make .* 'Nil-v0'", lambda use: use("Nil-v0"), [(S.train,), (lambda env: S.evaluate(AGENT, env, [0]),)])])
+
+def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong(message, call, cases):
+    """Bounds, settings, numbers of steps, spaces, observations, ids; the edges that make sense stay allowed."""
+    for case in cases:
+        with pytest.raises(ValueError, match=message.format(*case)):
+            call(*case)
+    S.check_settings(replace(SMALL, gamma=0, tau=1, hidden=(1,), batch_size=1))
+
+@pytest.fixture
+def rows(monkeypatch):
+    """The transitions that training puts into its buffer."""
+    rows, add = [], S.ReplayBuffer.add
+    monkeypatch.setattr(S.ReplayBuffer, "add", lambda buffer, *row: rows.append(row) or add(buffer, *row))
+    return rows
+
+@pytest.mark.parametrize("terminates, Q", [(True, 1.0), (False, 2.0)])
+def test_a_terminated_step_does_not_bootstrap_and_a_truncated_one_does(terminates, Q, rows):
+    """Pay 1, γ = 1/2: Q = 1 at a terminal state, 1/(1 − γ) at a time limit; s' is the last state, no new start."""
+    env = Toy(1, terminates, lambda step: ([step % 3 % 2, 0.5], 1.0))       # ends at 1 0 0 1 …, starts at 0 0 1 0 …
+    agent, _ = S.train(env, replace(SMALL, gamma=0.5, learning_rate=2e-2, alpha=1e-4, tune_alpha=False), n_steps=500)
+    obs, a, reward, next_obs, terminated = (np.array(column, np.float32) for column in zip(*rows))
+    k = np.arange(1, 501)
+    assert (next_obs[:, 0] == k % 3 % 2).all() and (obs[1:, 0] == -k[:-1] % 3 % 2).all()
+    future = agent.target(reward, next_obs, terminated, 0 * a) != 1
+    assert (terminated == terminates).all() and (future != terminates).all(), "only a time limit has a future"
+    learned = agent.critic.forward(np.concatenate((obs, a), axis=1))[0]
+    assert np.abs(learned - Q).max() < 0.1, f"{terminates=}: Q = {learned.mean():.2f}, not {Q}"
+
+def test_training_warms_up_with_held_random_actions_then_follows_the_policy_and_logs_each_step(rows, monkeypatch):
+    """Later episodes begin with 0 to random_steps random steps; a policy that always answers 0 tells them apart."""
+    monkeypatch.setattr(S.SAC, "sample", lambda agent, obs: np.zeros((len(obs), 1)))
+    rates, n, steps = [], 950, np.arange(1, 951)
+    agent, log = S.train(Toy(10), replace(SMALL, random_steps=4, hold=3), n_steps=n, progress=lambda step, agent, log:
+                         rates.append([step, *(optimiser.learning_rate for optimiser in agent.optimisers)]))
+    a = np.array([a[0] for _, a, *_ in rows]).reshape(95, 10)
+    assert ((np.diff(a[:5]) == 0) == (np.arange(1, 10) % 3 > 0)).all(), "each random action is held for three steps"
+    assert -1 <= a.min() < -0.9 and 0.9 < a.max() <= 1
+    lead = (a[5:] != 0).sum(axis=1)
+    assert set(lead) == {0, 1, 2, 3, 4} and ((a[5:] != 0) == (np.arange(10) < lead[:, None])).all()
+    rate = 5e-3 + (1e-3 - 5e-3) * np.maximum(steps - 50, 0) / (n - 50)      # linear, from the first update to the last
+    assert np.allclose(rates, np.column_stack([steps, rate, rate, rate]))
+    assert np.array_equal(log["step"], steps[50:]) and log["alpha"][-1] == agent.alpha and log["n_steps"] == n
+    assert all(len(log[key]) == n - 50 for key in ("critic_loss", "actor_loss", "alpha", "entropy"))
+    assert np.array_equal(log["episode_step"], steps[9::10]) and (log["episode_return"] == 10).all()
+    assert np.array_equal(log["observations"], [row[0] for row in rows])
+
+def test_equal_seeds_give_bitwise_equal_parameters_and_different_seeds_different_ones():
+    """Same machine, one thread; on an environment of Gymnasium that terminates."""
+    one, two, other = (parameters(S.train("MountainCarContinuous-v0", SMALL, seed, 300)[0]) for seed in (3, 3, 4))
+    assert np.isfinite(one).all() and np.array_equal(one, two) and np.mean(one == other) < 0.1
+
+class Reacher(gym.Env):
+    """A point that moves by at most 0.3 along each axis pays 1 per step until max|x| < 0.1."""
+    observation_space, action_space = Box(-9, 9, (2,)), Box(np.float32([-1, 0]), np.float32([3, 10]))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(-1, 1, 2), 0
+        return self.x.astype(np.float32), {}
+
+    def step(self, action):
+        self.x, self.t = self.x + 0.3 * (action - [1, 5]) / [2, 5], self.t + 1
+        return self.x.astype(np.float32), -1.0, bool(np.abs(self.x).max() < 0.1), self.t == 20, {}
+
+def test_reacher_with_asymmetric_bounds_and_a_terminal_state_is_learned_to_near_its_optimum():
+    """The optimum is ⌈(max|x| − 0.1)/0.3⌉ steps, at least one; random actions need more than twice as many."""
+    starts = [np.abs(Reacher().reset(seed=seed)[0]).max() for seed in range(100)]
+    best = -np.maximum(1, np.ceil((np.array(starts) - 0.1) / 0.3))
+    settings = replace(SMALL, hidden=(32, 32), gamma=0.95, tau=0.05, batch_size=64, warmup=300, alpha=0.1, q_scale=1.0)
+    agent, log = S.train(Reacher(), settings, n_steps=2000)
+    regret = best - S.evaluate(agent, Reacher(), range(100))
+    assert regret.min() >= 0 and regret.mean() < 0.4, f"{regret.mean():.2f} steps beyond {-best.mean():.2f}"
+    assert log["episode_return"][:10].mean() < 2 * best.mean()
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_default_settings_swing_the_pendulum_up_and_evaluation_is_repeatable(seed):
+    """C11: a mean of −160 over 100 fixed starts is the least that counts as learned; no start changes another's."""
+    agent, _ = S.train("Pendulum-v1", seed=seed, n_steps=4000)
+    returns = S.evaluate(agent, "Pendulum-v1", range(100))
+    assert returns.mean() >= -160, f"mean return {returns.mean():.1f}"
+    assert np.array_equal(S.evaluate(agent, "Pendulum-v1", [7, 3]), returns[[7, 3]])
+
+# --- Command line -----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Call main in an empty folder, with small settings and `env` for --env -> exit status, stdout, lines of stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(S, "train", partial(S.train, settings=SMALL))
+    def call(words, env=None):
+        monkeypatch.setattr(sys, "argv", ["sac_numpy.py", *words.split()])
+        if env:
+            monkeypatch.setattr(gym, "make", lambda _: env)
+        status, (out, err) = S.main(), capsys.readouterr()
+        return status, out, [line for line in re.split(r"[\r\n]+", err) if line]
+    return call
+
+@pytest.mark.parametrize("words, env, message", [
+    ("--steps 50", Toy(), "n_steps must"), ("--env Nil-v0", None, "cannot make"), ("--env CartPole-v1", None, "Box"),
+    ("--save no/a.npz", None, "cannot write no/a"), ("--save .", Toy(), "cannot write ."), ("--load no", None, "'no'"),
+    ("--load text", None, "not a whole file"), ("--load other.npz", Toy(), "of another environment"),
+    ("--load toy.npz", Toy(event=lambda step: step == 9 and {}["torque"]), "KeyError: 'torque'"),
+    *(("--steps 190 --save a.npz", Toy(event=event), message) for event, message in (
+        (lambda step: step == 160 and {}["torque"], "KeyError: 'torque'"),
+        (lambda step: step == 160 and ([0, nan], 1.0), "step 160: the observation is not finite"),
+        (lambda step: step == -160 and ([inf, 0],), "step 160: the observation is not finite"),
+        (lambda step: step == 160 and ([0, 0], -inf), "step 160: the reward is not finite"),
+        (lambda step: step > 50 and ([1e30, 0], 1.0), r"step \d+: the critic loss is not finite"),
+        (lambda step: step == 160 and ([0], 1.0), r"step 160.*shape \(2,\), got \(1,\)"),
+        (lambda step: step == -160 and ([0, 0, 0],), r"step 160.*shape \(2,\), got \(3,\)")))])
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_wrong_call_or_bad_number_prints_one_line_exits_with_2_and_leaves_no_file(words, env, message, command):
+    """No traceback; what went wrong, in which step and quantity, on a line of its own; nothing half-written."""
+    AGENT.save("other.npz"), S.SAC(2, [-0.7], [0.1], SMALL).save("toy.npz"), Path("text").write_text("a text")
+    status, out, lines = command(words, env)
+    assert status == 2 and not out and re.match(f"sac_numpy.py: .*{message}", lines[-1]), lines
+    assert all(line.startswith("step ") for line in lines[:-1])
+    assert {f.name for f in Path().iterdir()} == {"text", "other.npz", "toy.npz"}
+
+def test_command_line_shows_progress_trains_evaluates_saves_and_loads(command, monkeypatch):
+    """A clock that gains 50 s per look: 100 steps in 50 s leave 35 s for 70.  The loaded agent is evaluated alike."""
+    monkeypatch.setattr(S, "time", SimpleNamespace(monotonic=partial(next, itertools.count(1000, 50))))
+    status, out, lines = command("--steps 170 --save agent.npz", Toy(5))
+    shown = re.compile(r"step +(\d+)/170 +last return +(\S+) +α (\S+) +entropy +(\S+) +(\d+) steps/s +(\d+) s left ?")
+    table = [shown.fullmatch(line).group(1, 2, 5, 6) for line in lines]
+    assert table == [("100", "5.0", "2", "35"), ("170", "5.0", "2", "0")]
+    assert not status and out.startswith("mean return over 100 episodes from reset(seed=0..99): 5.0")
+    assert command("--load agent.npz", Toy(5)) == (None, out, [])
+
+def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypatch):
+    """Ctrl-C in the environment's step 80: the agent of 79 steps is saved.  In an update: the log has whole rows."""
+    status, _, lines = command("--steps 200 --save a.npz", Toy(event=lambda step: step == 80 and ctrl_c()))
+    assert status == 130 and lines[-1].endswith("interrupted after 79 of 200 steps")
+    kept = []
+    S.train(Toy(), n_steps=200, progress=lambda step, agent, log: step == 79 and kept.append(parameters(agent)))
+    assert np.array_equal(parameters(S.SAC.load("a.npz")), kept[0])
+    monkeypatch.setattr(S.SAC, "update", ctrl_c)
+    _, log = S.train(Toy(), n_steps=200)
+    assert log["n_steps"] == 51 and {log[key].size for key in ("step", "critic_loss", "alpha", "entropy")} == {0}
+
+def test_benchmark_reports_the_update_beside_its_matrix_products_and_the_memory(monkeypatch, capsys):
+    """A clock that always says 3 ms; 4-byte numbers; per layer 4 products of actor, 6 of critics, less first dx."""
+    monkeypatch.setattr(S.timeit, "repeat", lambda f, number, repeat: f() and None or [0.003 * number] * repeat)
+    S.benchmark()
+    out, products = capsys.readouterr().out, S.bare_products(S.SAC(3, [-2], [2], replace(SMALL, hidden=(8, 6))), 10)
+    for sizes in ("hidden (64, 64), batch 128", "hidden (256, 256), batch 256"):
+        assert f"{sizes}: one update 3.000 ms, its matrix products 3.000 ms, ratio 1.00; " in out
+    assert f"replay buffer {4 * (3 + 1 + 1 + 3 + 1) * 1e4 / 2**20:.1f} MB per 10 000 steps" in out
+    actor, critics = 3 * 3 * 8 + 4 * (8 * 6 + 6 * 2), 5 * 4 * 8 + 6 * (8 * 6 + 6)
+    assert sum(np.matmul(x, y, out=out).size * x.shape[-1] for x, y, out in products) == 10 * (actor + 2 * critics)
+
+
+# === Where the modules meet ============================================================================================
+
+TWO_PEAKS = lambda a: -(((a / 0.6) ** 2 - 1) ** 2)
+
+
+# --- Where the modules meet -------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def pendulum():
+    """One agent with the default settings, after 6000 steps."""
+    return S.train("Pendulum-v1", seed=0, n_steps=6000)
+
+
+@pytest.mark.parametrize("alpha", (0.2, 0.5))
+def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha):
+    """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α."""
+    a, edges = np.linspace(-1, 1, 2001), np.linspace(-1, 1, 21)
+    dQ_da = -4 * a / 0.36 * (a**2 / 0.36 - 1)
+    x = F.sample_actions(a, TWO_PEAKS(a), dQ_da, alpha, n=10_000)
+    middle = (a[1:] + a[:-1]) / 2
+    expected = M.boltzmann_policy(TWO_PEAKS(middle), alpha).reshape(20, 100).sum(1) * len(x)
+    counts = np.histogram(x, edges)[0]
+    chi_square = np.sum((counts - expected) ** 2 / expected)
+    assert chi_square < 19 + 4 * np.sqrt(2 * 19), "the sample differs from exp(Q/α)/Z by more than its sampling error"
+    assert counts.sum() == len(x) and np.abs(x).max() <= 1
+
+
+def test_the_squashed_gaussian_commits_to_one_mode_below_the_critical_temperature():
+    """C8: the best tanh-Gaussian for a Q with two peaks holds both above α_c = 0.2997 ± 0.002, and one below, losing log 2."""
+    assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.2977)[0]) > 0.5
+    assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.3017)[0]) < 0.01
+    a = np.linspace(-1, 1, 4001)
+    kl = F.best_squashed_gaussian(TWO_PEAKS, 0.05)[2] / 0.05 + M.soft_value(TWO_PEAKS(a), 0.05, np.log(a[1] - a[0])) / 0.05
+    assert kl == pytest.approx(np.log(2), abs=0.01), "one of two equal modes is at a divergence of log 2"
+
+
+def test_a_soft_policy_is_robust_against_one_set_of_reward_changes_and_not_against_another():
+    """C8: E_π[r] + α H(π) − ε is the worst E_π[r'] over all r' with α log Σ exp((r − r')/α) ≤ ε (Eysenbach & Levine 2022)."""
+    rng, alpha, epsilon = np.random.default_rng(0), 0.7, 1.3
+    r = np.array([1.0, 3.0, 2.0, 0.5, 2.5])
+    pi = M.boltzmann_policy(r, alpha)
+    worst = r - alpha * np.log(pi) - epsilon
+    assert M.soft_value(r - worst, alpha) == pytest.approx(epsilon, abs=1e-12)
+    assert pi @ worst == pytest.approx(M.regularised_value(pi, r, alpha) - epsilon, abs=1e-12)
+    change = rng.normal(0, 2, (5000, 5))
+    change += (epsilon - M.soft_value(change, alpha))[:, None]
+    assert (pi @ (r - change).T >= pi @ worst - 1e-12).all()
+    Q = np.array([1.0, -10.0])
+    assert M.boltzmann_policy(Q, 2.0) @ Q - 0.1 < Q.max() - 0.1, "against |r − r'| ≤ 0.1 each policy loses 0.1: greedy stays best"
+
+
+def test_a_flat_loss_of_zero_does_not_mean_convergence():
+    """C13: with the target network still at 0, Q = r has loss 0 and is wrong; the exact Q has the loss γ² E[Var V(s')] > 0."""
+    rng = np.random.default_rng(0)
+    mdp = M.MDP(rng.normal(size=(5, 3)), rng.integers(0, 5, (5, 3, 2)), np.full((5, 3, 2), 0.5), 0.9)
+    Q, V, _ = M.soft_value_iteration(mdp, 0.5)
+    y = mdp.reward[..., None] + mdp.gamma * V[mdp.successor]                # Eq. 19, for both successors
+    floor = mdp.gamma**2 * V[mdp.successor].var(-1)
+    assert np.mean((Q[..., None] - y) ** 2) == pytest.approx(floor.mean(), rel=1e-6) and floor.mean() > 0
+    assert np.abs(Q - mdp.reward).max() > 1
+
+
+def test_only_the_ratio_of_reward_and_temperature_counts_and_alpha_is_the_price_of_entropy():
+    """C19: (c r, c α) has the same policy as (r, α); α is where LSE_α(Q) − α H̄, a convex dual, is least: there H = H̄."""
+    rng, c, h = np.random.default_rng(0), 3.7, 1e-5
+    P = rng.dirichlet(np.ones(2), (6, 3))
+    small = M.MDP(rng.normal(size=(6, 3)), rng.integers(0, 6, (6, 3, 2)), P, 0.9)
+    large = M.MDP(c * small.reward, small.successor, P, 0.9)
+    (Q, V, pi), (Q_c, V_c, pi_c) = M.soft_value_iteration(small, 0.5), M.soft_value_iteration(large, 0.5 * c)
+    assert np.abs(pi - pi_c).max() < 1e-8 and np.abs(c * V - V_c).max() < 1e-7
+    for alpha in (0.2, 1.0):
+        slope = (M.soft_value(Q, alpha + h) - M.soft_value(Q, alpha - h)) / (2 * h)
+        assert np.abs(slope - M.entropy(M.boltzmann_policy(Q, alpha))).max() < 1e-8, "d(α log Z)/dα = H"
+
+
+def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
+    """C4, Eq. 8: safe pays 1, risky 4 with chance 0.1; only the causal reading keeps that chance and P = 1/(1 + exp(1 − 0.4))."""
+    e = np.exp
+    expected = [((e(4) + 1) / (e(4) + 1 + e(1)), e(4) / (e(4) + 1)),
+                ((0.1 * e(4) + 0.9) / (0.1 * e(4) + 0.9 + e(1)), 0.1 * e(4) / (0.1 * e(4) + 0.9)), (1 / (1 + e(0.6)), 0.1)]
+    assert np.abs(F.three_calibers(1.0) - expected).max() < 1e-12
+
+
+def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
+    """C12: H falls from about log 2, the most a density on [−1, 1] can have, to H̄ = −1: no special role for 0."""
+    _, log = pendulum
+    assert log["entropy"][0] > 0 and abs(log["entropy"][-1000:].mean() + 1) < 0.1
+
+
+def test_sac_has_learned_the_physics_where_it_went(pendulum):
+    """C17: on the states that it visited, its Q follows the exact soft Q, and its torque mostly has the right sign."""
+    agent, log = pendulum
+    mdp = M.pendulum_mdp(gamma=agent.settings.gamma)
+    Q, _, pi = M.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
+    obs = log["observations"][::7]
+    corners, weight = M.bilinear(np.arctan2(obs[:, 1], obs[:, 0]).astype(float), obs[:, 2].astype(float), len(mdp.theta), len(mdp.theta_dot))
+    exact = np.sum(weight * (pi * Q).sum(1)[corners], 1)
+    a = agent.sample(obs, deterministic=True)
+    learned = agent.critic.forward(np.concatenate((obs, a), 1))[0].min(0)[:, 0]
+    assert np.corrcoef(learned, exact)[0, 1] > 0.95
+    torque = np.sum(weight * (pi @ mdp.a)[corners], 1)
+    sure = np.abs(torque) > 0.9
+    assert np.mean(np.sign(a[sure, 0]) == np.sign(torque[sure])) > 0.8
+
+
+def test_regret_of_a_short_training_is_small_and_both_ways_of_evaluating_agree(pendulum):
+    """Eq. 9 on Pendulum-v1: the vectorised rollout of the figures is Gymnasium's; the optimum is not far above, nor below."""
+    agent, _ = pendulum
+    fast = F.pendulum_returns(agent, *F.held_out_starts())
+    assert np.abs(fast[:10] - S.evaluate(agent, "Pendulum-v1", range(10))).max() < 0.5
+    regret = F.optimum() - fast
+    assert -1 < regret.mean() < 15, f"mean regret {regret.mean():.1f}"
+
+
+# --- Figures and README -----------------------------------------------------------------------------------------------
+
+def test_interquartile_mean_and_its_band():
+    """The mean of the middle half; its bootstrap band is about ± 2 standard errors wide, and nothing for equal seeds."""
+    assert F.interquartile_mean(np.array([-1e9, 1, 2, 3, 4, 1e9, 0, 5])) == 2.5
+    x = np.random.default_rng(0).normal(size=(400, 1))
+    low, high = F.bootstrap_band(x)
+    assert low < F.interquartile_mean(x) < high and 0.75 < (high - low) / (4 * 1.09 / 20) < 1.25     # efficiency of the IQM: 0.84
+    assert np.ptp(F.bootstrap_band(np.ones((5, 1)))) == 0
+
+
+def python(*args, cwd=HERE):
+    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("args, message", ((["nonsense"], "unknown figure 'nonsense'"), (["--seeds", "0"], "--seeds must be at least 1"),
+                                           (["--steps", "5"], "--steps"), (["--out", "/dev/null/x"], "/dev/null")))
+
+def test_figures_refuses_in_one_line(args, message):
+    done = python("figures.py", *args)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+
+
+def test_a_figure_is_made_without_a_display_and_nothing_else_is_left(tmp_path):
+    done = python("figures.py", "Boltzmann_Policy", "three_calibers", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["Boltzmann_Policy.png", "three_calibers.png"]
+
+
+README = (HERE / "README.md").read_text()
+ROWS = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in README.splitlines() if line.startswith("| ")]
+CODE = {name: (HERE / f"{name}.py").read_text() for name in ("langevin", "maxent", "sac_numpy", "figures", "test_all")}
+
+
+def tagged(text):
+    """The numbers of the equations that a text names: Eq. 3, Eq. 4–6, Eq. 15, 24."""
+    found = set()
+    for tag in re.findall(r"Eq\. (\d+(?:(?:–|, )\d+)*)", text):
+        for part in tag.split(", "):
+            first, _, last = part.partition("–")
+            found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def test_every_equation_is_in_the_readme_and_in_the_function_named_there():
+    rows = [row for row in ROWS if len(row) == 5 and re.match(r"\d", row[0])]
+    assert set().union(*(tagged("Eq. " + row[0]) for row in rows)) == set(range(1, 26))
+    assert set().union(*(tagged(CODE[name]) for name in ("langevin", "maxent", "sac_numpy"))) == set(range(1, 26))
+    for row in rows:
+        module, *path = row[2].strip("`").split(".")
+        function = {"langevin": L, "maxent": M, "sac_numpy": S}[module]
+        for name in path:
+            function = getattr(function, name)
+        assert tagged("Eq. " + row[0]) <= tagged(inspect.getsource(function)), f"{row[2]} does not name Eq. {row[0]}"
+
+
+def test_every_name_in_the_readme_exists():
+    tests = re.findall(r"def (test_\w+)", CODE["test_all"])
+    for row in ROWS:
+        column = 3 if len(row) == 5 and re.match(r"\d", row[0]) else 3 if re.match(r"C\d", row[0]) else None
+        for word in re.findall(r"`(\w+)`", row[column]) if column else ():
+            assert any(word in test for test in tests), f"no test has {word} in its name"
+        for name in re.findall(r"`(\w+)`", row[4]) if len(row) == 5 and re.match(r"\d", row[0]) else ():
+            assert name in F.FIGURES, f"no figure is called {name}"
+    assert {row[0] for row in ROWS if re.match(r"C\d", row[0])} == {f"C{i}" for i in range(1, 20)}
+    for module, name in re.findall(r"`(langevin|maxent|sac_numpy)\.(?!py)([A-Za-z_.]+)`", README):
+        assert re.search(rf"(def|class) {name.split('.')[-1]}\b", CODE[module]), f"{module}.{name} does not exist"
+    for link in re.findall(r"\]\(([^):]+)\)", README):
+        assert (HERE / link).exists(), f"{link} does not exist"
+    for script, name in re.findall(r"python (\w+\.py)((?: [A-Za-z_]+)*)", README):
+        assert (HERE / script).exists() and (script != "figures.py" or set(name.split()) <= set(F.FIGURES)), f"{script}{name}"
+    assert "pytest test_all.py" in README
+
+
+def test_the_line_counts_in_the_readme_are_right():
+    counts = {row[0].strip("`"): int(row[1]) for row in ROWS if row[0].endswith(".py`")}
+    assert counts == {f"{name}.py": text.count("\n") for name, text in CODE.items()}
+
+
+def test_the_code_in_the_readme_runs(tmp_path):
+    for block in re.findall(r"```python\n(.*?)```", README, re.S):
+        done = python("-c", f"import sys; sys.path.insert(0, {str(HERE)!r})\n{block}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
