@@ -44,7 +44,7 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
 
     method  "euler_maruyama"        the textbook step; its rest state is wrong by O(dt)
             "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
-                                    two successive noises, so single steps are not independent
+                                    two successive noises, so steps are not independent (free: variance 2D(t − dt/2))
             "mala"                  Euler–Maruyama with a Metropolis test, exact for every dt (Roberts & Tweedie 1996);
                                     needs V
 
@@ -58,9 +58,9 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
         raise ValueError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
     if method == "mala" and V is None:
         raise ValueError("method 'mala' needs the potential V, not only its gradient")
-    if n_steps != int(n_steps) or n_steps < 0:
+    if not isinstance(n_steps, (int, np.integer)) or n_steps < 0:
         raise ValueError(f"n_steps must be a whole number, 0 or more, got {n_steps}")
-    if record_every is not None and (record_every != int(record_every) or record_every < 1):
+    if record_every is not None and (not isinstance(record_every, (int, np.integer)) or record_every < 1):
         raise ValueError(f"record_every must be a whole number, 1 or more, got {record_every}")
     if np.shape(grad_V(x)) != x.shape:
         raise ValueError(f"grad_V must return one number per particle, {x.shape}, got {np.shape(grad_V(x))}")
@@ -120,6 +120,13 @@ def _check_grid(V, dx, kT, name="V"):
     return V
 
 
+def _check_density(p, V, dx, kT, name="p"):
+    p, V = _check_grid(p, dx, kT, name), _check_grid(V, dx, kT)
+    if p.shape != V.shape or (p < 0).any():
+        raise ValueError(f"{name} must be a density on the grid of V, {V.shape}, and nowhere negative; got shape {p.shape}")
+    return p, V
+
+
 # --- Eq. 3: the Fokker–Planck equation --------------------------------------------------------------------------------
 
 def fokker_planck_generator(V, dx, kT, gamma=1.0):
@@ -152,10 +159,8 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
     time and squared up to t.  Diagonalising the symmetrised G is faster but loses every digit of a p0 that sits where
     exp(−V/kT) is below 1e-16.
     """
-    p, V = _check_grid(p0, dx, kT, "p0"), _check_grid(V, dx, kT)
+    p, V = _check_density(p0, V, dx, kT, "p0")
     times = np.asarray(times, dtype=float)
-    if p.shape != V.shape or (p < 0).any():
-        raise ValueError(f"p0 must be a density on the grid of V, {V.shape}, and nowhere negative; got shape {p.shape}")
     if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times, prepend=0.0) < 0).any():
         raise ValueError(f"times must be a one-dimensional increasing array, from 0 on, got {times}")
     G = fokker_planck_generator(V, dx, kT, gamma)
@@ -168,24 +173,28 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
         E = np.eye(len(V))
         for j in range(20, 0, -1):                                          # Horner; the rest is below 1/21! = 2e-20
             E = np.eye(len(V)) + (qt / j) * (M @ E)
-        for _ in range(squarings + 1):
+        for _ in range(squarings):
+            E = E @ E
             E /= E.sum(axis=0)                                              # probability is conserved: no drift by rounding
-            E = E @ E if _ < squarings else E
         p = result[k] = E @ p
     return result
 
 
 def free_energy(p, V, dx, kT):
     """F[p] = ∫ V p dx + kT ∫ p log p dx (0 log 0 = 0).  Eq. 3 descends it; F − (−kT log Z) = kT KL(p ‖ Eq. 2)."""
-    p, V = _check_grid(p, dx, kT, "p"), _check_grid(V, dx, kT)
+    p, V = _check_density(p, V, dx, kT)
     return dx * (V @ p + kT * np.sum(p * np.log(np.where(p > 0, p, 1.0))))
 
 
 # --- How long it takes to cross a barrier -----------------------------------------------------------------------------
 
 def kramers_rate(curvature_well, curvature_barrier, barrier, kT, gamma=1.0):
-    """Rate of leaving a well, √(V''_well |V''_barrier|) / (2πγ) · exp(−barrier/kT), as kT -> 0 (Kramers 1940)."""
-    return np.sqrt(curvature_well * abs(curvature_barrier)) / (2 * np.pi * gamma) * np.exp(-barrier / kT)
+    """Rate of leaving a well, √(V''_well |V''_barrier|) / (2πγ) · exp(−barrier/kT), as kT -> 0 (Kramers 1940).
+
+    curvature_barrier < 0.
+    """
+    _check_positive(curvature_well=curvature_well, minus_curvature_barrier=-curvature_barrier, kT=kT, gamma=gamma)
+    return np.sqrt(curvature_well * -curvature_barrier) / (2 * np.pi * gamma) * np.exp(-barrier / kT)
 
 
 def mean_first_passage_time(V, a, b, kT, gamma=1.0):
@@ -201,20 +210,25 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     reach, bottom = b - a, V(inside).min()
     while V(np.array(a - reach)) < bottom + 40 * kT:                        # e^{−40} is the part of Z left out
         reach *= 1.5
-        if reach > 1e6 * (b - a):
+        if reach > 1e12 * (1 + abs(a)):
             raise ValueError("V must grow to the left of a: no mean first-passage time exists")
     outside = np.linspace(a - reach, a, 20_001)
-    bottom = min(bottom, V(outside).min())
-    trapezoids = lambda f, x: (f[1:] + f[:-1]) / 2 * np.diff(x)
-    weight = lambda x: np.exp(-(V(x) - bottom) / kT)
-    left = trapezoids(weight(outside), outside).sum() + np.append(0, np.cumsum(trapezoids(weight(inside), inside)))
-    return gamma / kT * trapezoids(left / weight(inside), inside).sum()
+    log_trapezoids = lambda x: np.logaddexp(-V(x[1:]) / kT, -V(x[:-1]) / kT) + np.log(np.diff(x) / 2)
+    log_left = np.append(np.logaddexp.reduce(log_trapezoids(outside)), log_trapezoids(inside))
+    f = np.exp(np.logaddexp.accumulate(log_left) + V(inside) / kT)          # in logs: either factor may overflow
+    return gamma / kT * np.sum((f[1:] + f[:-1]) / 2 * np.diff(inside))
 
 
 # --- The probability of a whole path ----------------------------------------------------------------------------------
 
+def _check_path(path, dt, kT, gamma):
+    _check_positive(dt=dt, kT=kT, gamma=gamma)
+    return _check_grid(path, dt, kT, "path")
+
+
 def path_log_probability(path, dt, grad_V, kT, gamma=1.0):
     """Log-density of an Euler–Maruyama path, given its start: Σ log N(x'; x − V'(x) dt/γ, 2D dt).  path: (n_steps + 1,)."""
+    path = _check_path(path, dt, kT, gamma)
     x, dx, D = path[:-1], np.diff(path), kT / gamma
     return np.sum(-((dx + grad_V(x) * (dt / gamma)) ** 2) / (4 * D * dt) - 0.5 * np.log(4 * np.pi * D * dt))
 
@@ -225,6 +239,7 @@ def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
     S = ∫ [(ẋ + V'/γ)²/4D − V''/2γ] dt (Onsager & Machlup 1953; the V'' term: Stratonovich 1971).  This is what the
     "path-integral weight" of Eq. 8 is for Eq. 1; it is not the ∫ L dt of mechanics.
     """
+    path = _check_path(path, dt, kT, gamma)
     x, v, D = (path[:-1] + path[1:]) / 2, np.diff(path) / dt, kT / gamma
     return dt * np.sum((v + grad_V(x) / gamma) ** 2 / (4 * D) - curvature(x) / (2 * gamma))
 
@@ -232,9 +247,10 @@ def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
 def main():
     """Print theory beside simulation for Eq. 1–3."""
     rng = np.random.default_rng(0)
-    print("Eq. 1   V = x²/2 with friction γ = 2, kT = 1, dt = 0.1: variance after t = 20")
-    for method, theory in (("euler_maruyama", 1 / (1 - 0.1 / 4)), ("leimkuhler_matthews", 1.0), ("mala", 1.0)):
-        x = simulate(np.zeros(50_000), lambda x: x, kT=1.0, gamma=2.0, dt=0.1, n_steps=200, rng=rng, method=method, V=lambda x: x * x / 2)
+    print("Eq. 1   V = x²/2 with friction γ = 2, kT = 1, dt = 0.4: variance after t = 20")
+    for method, theory in (("euler_maruyama", 1 / (1 - 0.4 / 4)), ("leimkuhler_matthews", 1.0), ("mala", 1.0)):
+        x = simulate(np.zeros(100_000), lambda x: x, kT=1.0, gamma=2.0, dt=0.4, n_steps=50, rng=rng, method=method,
+                     V=lambda x: x * x / 2)
         print(f"        {method:20s} simulated {x.var():.4f} ± {x.var() * np.sqrt(2 / x.size):.4f}   theory {theory:.4f}")
 
     grid = np.linspace(-2.5, 2.5, 501)
@@ -242,14 +258,18 @@ def main():
     print("Eq. 2   double well, E[V] over 20 000 particles that start evenly over both wells")
     for kT in (0.1, 0.5, 1.0, 2.0):
         x = simulate(rng.uniform(-2, 2, 20_000), double_well_gradient, kT=kT, dt=0.01, n_steps=500, rng=rng)
-        print(f"        kT = {kT:3.1f}   simulated {double_well(x).mean():.4f}   theory {V @ boltzmann_density(V, dx, kT) * dx:.4f}")
+        error = double_well(x).std() / np.sqrt(x.size)
+        theory = V @ boltzmann_density(V, dx, kT) * dx
+        print(f"        kT = {kT:3.1f}   simulated {double_well(x).mean():.4f} ± {error:.4f}   theory {theory:.4f}")
 
     print("Eq. 3   double well, kT = 0.5, from N(1, 0.15²): P(x > 0)")
     p0 = np.exp(-((grid - 1) ** 2) / (2 * 0.15**2))
     x, before = rng.normal(1, 0.15, 20_000), 0.0
     for t, p in zip((0.25, 1.0, 4.0), fokker_planck_evolve(p0 / (p0.sum() * dx), V, dx, 0.5, (0.25, 1.0, 4.0))):
-        x, before = simulate(x, double_well_gradient, kT=0.5, dt=0.005, n_steps=round((t - before) / 0.005), rng=rng), t
-        print(f"        t = {t:4.2f}   simulated {(x > 0).mean():.4f}   theory {p[grid > 0].sum() * dx:.4f}")
+        x = simulate(x, double_well_gradient, kT=0.5, dt=0.002, n_steps=round((t - before) / 0.002), rng=rng)
+        before = t
+        error, theory = (x > 0).std() / np.sqrt(x.size), (p[grid > 0].sum() + p[grid == 0].sum() / 2) * dx
+        print(f"        t = {t:4.2f}   simulated {(x > 0).mean():.4f} ± {error:.4f}   theory {theory:.4f}")
 
     tau = mean_first_passage_time(double_well, -1.0, 1.0, 0.1)
     print(f"        kT = 0.1: mean time from one well to the other {tau:.0f} (Kramers {1 / kramers_rate(8, -4, 1, 0.1):.0f})")

@@ -313,3 +313,40 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
         theta, theta_dot, reward = pendulum_step(theta, theta_dot, torques[best])
         total += reward
     return total
+
+
+def main():
+    """Print each principle beside an independent computation."""
+    rng = np.random.default_rng(0)
+    Q, alpha, n = np.array([1.0, 3.0, 2.0, 0.5, 2.5]), 0.7, 100_000
+    drawn = np.bincount((Q + alpha * rng.gumbel(size=(n, 5))).argmax(1), minlength=5) / n
+    print("Eq. 17  Boltzmann policy, Q = (1, 3, 2, 0.5, 2.5), α = 0.7, and how often Q + α·Gumbel noise is largest")
+    print("        formula", boltzmann_policy(Q, alpha).round(4), "  simulated", drawn.round(4))
+
+    lam, p = max_entropy(np.arange(1.0, 7)[:, None], [4.5])
+    rolls = rng.integers(1, 7, (400_000, 10))
+    kept = np.bincount(rolls[rolls.sum(1) == 45].ravel(), minlength=7)[1:]
+    print("Eq. 5   a die whose mean is 4.5, and fair dice thrown ten at a time, where the ten happen to have that mean")
+    print("        formula", p.round(3), "  simulated", (kept / kept.sum()).round(3))
+
+    mdp = MDP(rng.normal(size=(3, 2)), rng.integers(0, 3, (3, 2, 1)), np.ones((3, 2, 1)), gamma=1.0)
+    alpha, paths, P = max_caliber(mdp, start=0, horizon=5, mean_return=2.0)
+    log_pi, V = np.zeros(len(paths)), np.zeros(3)
+    for t in reversed(range(5)):                                            # soft-optimal policies, from the last step back
+        Q = soft_backup(mdp, V)
+        log_pi += np.log(boltzmann_policy(Q, alpha))[paths[:, 2 * t], paths[:, 2 * t + 1]]
+        V = soft_value(Q, alpha)
+    print(f"Eq. 8   {len(paths)} paths of mean return 2: α = {alpha:.4f}, and the product of the soft-optimal policies at that α")
+    print(f"        largest difference of a path's probability: {np.abs(P - np.exp(log_pi)).max():.1e}")
+
+    starts = rng.uniform((-np.pi, -1), (np.pi, 1), (200, 2)).T
+    print("Eq. 14  Pendulum-v1 from 200 random starts: best possible mean return, and that of no torque")
+    theta, theta_dot, total = *starts, 0.0
+    for _ in range(200):
+        theta, theta_dot, reward = pendulum_step(theta, theta_dot, 0.0)
+        total = total + reward
+    print(f"        optimum {pendulum_optimal_return(*starts, n_theta=201, n_theta_dot=201).mean():.1f}   no torque {total.mean():.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -39,7 +39,7 @@ class Settings:
     gamma: float = 0.998                # 0.99 prefers, from some starts, one swing more than the best 200 steps have
     tau: float = 0.02                   # target networks follow within 1/τ = 50 updates
     batch_size: int = 256               # 128 is faster and leaves a quarter more regret
-    learning_rate: float = 5e-3         # of all three optimisers; falls linearly, because the noise of the last steps stays
+    learning_rate: float = 8e-3         # of all three optimisers; falls linearly, because the noise of the last steps stays
     final_learning_rate: float = 1e-4
     warmup: int = 1000                  # steps of random actions before the first update
     random_steps: int = 100             # later episodes begin with up to this many random steps: the critic must know the
