@@ -161,6 +161,12 @@ def test_first_passage_time_in_a_wedge_has_a_closed_form(a, b, length):
     tau = L.mean_first_passage_time(lambda x: 3 / length * np.abs(x), a * length, b * length, 3.0, GAMMA)
     assert np.isclose(tau, (climb(b) - climb(a)) * length**2 * GAMMA / 3, rtol=1e-5)
 
+def test_first_passage_times_add_up_also_where_either_integrand_overflows():
+    """From a to c past b takes a to b and b to c; at kT = 0.02, exp(V(−3)/kT) is e^{3200}."""
+    tau = lambda a, b: L.mean_first_passage_time(L.double_well, a, b, 0.02)
+    assert np.isclose(tau(-3, -1) + tau(-1, -0.5), tau(-3, -0.5), rtol=1e-5)
+    assert np.isclose(L.mean_first_passage_time(lambda x: x * x / 2, 0, 1e-7, 1.0), 1e-7 * np.sqrt(np.pi / 2), rtol=1e-5)
+
 def test_kramers_rate_and_spectral_gap_are_those_of_the_first_passage_time_as_temperature_falls():
     """kτ − 1 halves with kT and extrapolates to 0; λ1τ/2 = 1, for a hop and its return relax an ensemble together."""
     tau = lambda T, gamma=GAMMA: L.mean_first_passage_time(L.double_well, -1, 1, T, gamma)
@@ -513,11 +519,12 @@ Box, inf, nan = gym.spaces.Box, np.inf, np.nan
 SMALL = S.Settings(hidden=(8, 8), gamma=0.9, tau=0.1, batch_size=16, learning_rate=5e-3, final_learning_rate=1e-3,
                    warmup=50, random_steps=0, hold=1, alpha=0.2, tune_alpha=True, target_entropy=None, q_scale=2.0,
                    buffer_size=1000)
+AGENT = S.SAC(3, [-1], [1], SMALL)          # as it was made: no test changes it
 
 class Toy(gym.Env):
     """Shows (t, 0.5), pays 1, lasts `length` steps; event(step), or event(−step) at reset, may give (obs, reward)."""
     def __init__(self, length=4, terminates=False, event=lambda step: None, **more):
-        self.observation_space, self.action_space = Box(-inf, inf, (2,)), Box(-0.7, 0.1, (1,), np.float64)
+        self.observation_space, self.action_space = Box(-inf, inf, (2,)), Box(-0.3, 0.1, (1,), np.float64)
         vars(self).update(length=length, terminates=terminates, event=event, steps=0, **more)
 
     def reset(self, seed=None, options=None):
@@ -676,8 +683,8 @@ def test_actions_are_the_squashed_sample_scaled_to_asymmetric_bounds_and_never_b
     a, _ = S.squashed_gaussian(mu, log_std, copy.deepcopy(agent.rng).standard_normal(mu.shape))
     assert np.allclose(agent.act(obs), [1, 5] + a * [2, 5], rtol=1e-12) and agent.act(obs[0]).shape == (2,)
     assert np.allclose(agent.act(obs, deterministic=True), [1, 5] + np.tanh(mu) * [2, 5], rtol=1e-12)
-    low, high = S.SAC(3, [-0.7], [0.1], SMALL).to_environment(np.float32([[-1], [1]]))
-    assert -0.7 <= low < high <= 0.1 and np.allclose([low, high], [[-0.7], [0.1]]), "beyond, by float32 rounding"
+    low, high = S.SAC(3, [-0.3], [0.1], SMALL).to_environment(np.float32([[-1], [1]]))
+    assert -0.3 <= low < high <= 0.1 and np.allclose([low, high], [[-0.3], [0.1]]), "beyond, by rounding"
 
 def test_target_and_losses_equal_a_loop_over_transitions_neurons_and_the_smaller_critic():
     """Eq. 18, 19, 20 in plain Python: y = r + γ (min Q' − α log π), and y = r where terminated."""
@@ -742,6 +749,7 @@ def test_temperature_falls_while_entropy_exceeds_its_target_rests_at_it_and_stay
 def test_update_steps_critics_actor_and_temperature_then_averages_the_targets_and_stops_at_a_bad_loss():
     """In this order, each once, on a fresh pair of noises; Polyak averaging keeps 1 − τ of the old target."""
     agent, batch, _ = random_agent()
+    assert (AGENT.critic_target.theta == AGENT.critic.theta).all(), "a fresh agent's targets are its critics"
     other, (obs, a, reward, next_obs, terminated) = copy.deepcopy(agent), batch
     metrics, noise = agent.update(batch), other.rng.standard_normal((2, 40, 2))
     critic_loss, d_critic = other.critic_loss(obs, a, other.target(reward, next_obs, terminated, noise[0]))
@@ -774,7 +782,7 @@ def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_re
     assert file.read_bytes() == whole and [f.name for f in tmp_path.iterdir()] == ["agent.npz"]
     for content in (b"", b"a text", whole[:-1], *(whole[:len(whole) * k // 10] for k in range(1, 10)), dict(x=nan),
                     *(data | bad for bad in (dict(about="{"), dict(about="{}"), dict(actor=data["actor"][1:]),
-                                             dict(actor=nan * data["actor"])))):
+                                             dict(actor=nan * data["actor"]), dict(a_pickle=np.array([print]))))):
         bad.write_bytes(content) if isinstance(content, bytes) else np.savez(bad, **content)
         with pytest.raises(ValueError, match="bad.npz is not a whole file written by SAC.save"):
             S.SAC.load(bad)
@@ -782,11 +790,10 @@ def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_re
 # --- Training ---------------------------------------------------------------------------------------------------------
 
 POSITIVE = "tau batch_size learning_rate final_learning_rate warmup hold alpha q_scale buffer_size".split()
-AGENT = S.SAC(3, [-1], [1], SMALL)
 
 @pytest.mark.parametrize("message, call, cases", [
     ("finite bounds low < high", lambda low, high: S.SAC(3, low, high, SMALL), [
-        ([-1, 0], [3, 0]), ([-1, -1], [1, inf]), ([-inf], [0]), ([nan], [0]), ([0, 0], [1]), ([[0]], [[1]])]),
+        ([-1, 0], [3, 0]), ([-1, -1], [1, inf]), ([-1e308], [1e308]), ([nan], [0]), ([0, 0], [1]), ([[0]], [[1]])]),
     ("setting.*{}", lambda name, value: S.SAC(3, [-1], [1], replace(SMALL, **{name: value})), [
         *itertools.product(POSITIVE, (0, -1, inf, nan)), *itertools.product(["gamma"], (-0.1, 1, nan)), ("tau", 1.1),
         ("hidden", ()), ("hidden", (8, 0))]),
@@ -797,6 +804,7 @@ AGENT = S.SAC(3, [-1], [1], SMALL)
     (r"must have shape \(3,\) or \(N, 3\), got", lambda *shape: AGENT.act(np.zeros(shape)), [(4,), (5, 2), (1, 1, 3)]),
     ("cannot make .* 'Nil-v0'", lambda use: use("Nil-v0"), [(S.train,), (lambda env: S.evaluate(AGENT, env, [0]),)])])
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")                     # on purpose: numbers that overflow
 def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong(message, call, cases):
     """Bounds, settings, numbers of steps, spaces, observations, ids; the edges that make sense stay allowed."""
     for case in cases:
@@ -907,10 +915,10 @@ def command(monkeypatch, capsys, tmp_path):
         (lambda step: step == 160 and ([0], 1.0), r"step 160.*shape \(2,\), got \(1,\)"),
         (lambda step: step == -160 and ([0, 0, 0],), r"step 160.*shape \(2,\), got \(3,\)")))])
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")                     # on purpose: numbers that overflow
 def test_a_wrong_call_or_bad_number_prints_one_line_exits_with_2_and_leaves_no_file(words, env, message, command):
     """No traceback; what went wrong, in which step and quantity, on a line of its own; nothing half-written."""
-    AGENT.save("other.npz"), S.SAC(2, [-0.7], [0.1], SMALL).save("toy.npz"), Path("text").write_text("a text")
+    AGENT.save("other.npz"), S.SAC(2, [-0.3], [0.1], SMALL).save("toy.npz"), Path("text").write_text("a text")
     status, out, lines = command(words, env)
     assert status == 2 and not out and re.match(f"sac_numpy.py: .*{message}", lines[-1]), lines
     assert all(line.startswith("step ") for line in lines[:-1])
@@ -937,7 +945,7 @@ def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypat
     _, log = S.train(Toy(), n_steps=200)
     assert log["n_steps"] == 51 and {log[key].size for key in ("step", "critic_loss", "alpha", "entropy")} == {0}
 
-def test_benchmark_reports_the_update_beside_its_matrix_products_and_the_memory(monkeypatch, capsys):
+def test_benchmark_reports_the_update_beside_its_matrix_products_and_the_memory(monkeypatch, capsys, rows):
     """A clock that always says 3 ms; 4-byte numbers; per layer 4 products of actor, 6 of critics, less first dx."""
     monkeypatch.setattr(S.timeit, "repeat", lambda f, number, repeat: f() and None or [0.003 * number] * repeat)
     S.benchmark()
@@ -945,6 +953,8 @@ def test_benchmark_reports_the_update_beside_its_matrix_products_and_the_memory(
     for sizes in ("hidden (64, 64), batch 128", "hidden (256, 256), batch 256"):
         assert f"{sizes}: one update 3.000 ms, its matrix products 3.000 ms, ratio 1.00; " in out
     assert f"replay buffer {4 * (3 + 1 + 1 + 3 + 1) * 1e4 / 2**20:.1f} MB per 10 000 steps" in out
+    a = [row[1] for row in rows]
+    assert len(a) == 2 * 10_000 and -1 <= min(a) < -0.9 and 0.9 < max(a) <= 1, "actions in the tanh frame"
     actor, critics = 3 * 3 * 8 + 4 * (8 * 6 + 6 * 2), 5 * 4 * 8 + 6 * (8 * 6 + 6)
     assert sum(np.matmul(x, y, out=out).size * x.shape[-1] for x, y, out in products) == 10 * (actor + 2 * critics)
 
@@ -1090,6 +1100,13 @@ def test_a_figure_is_made_without_a_display_and_nothing_else_is_left(tmp_path):
     done = python("figures.py", "Boltzmann_Policy", "three_calibers", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Boltzmann_Policy.png", "three_calibers.png"]
+
+
+@pytest.mark.parametrize("module, words", (("langevin", []), ("maxent", []), ("sac_numpy", ["--steps", "1010"])))
+def test_a_module_copied_out_alone_runs_its_demonstration(module, words, tmp_path):
+    (tmp_path / f"{module}.py").write_text(CODE[module])
+    done = python(f"{module}.py", *words, cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout, done.stderr
 
 
 README = (HERE / "README.md").read_text()
