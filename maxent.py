@@ -241,8 +241,10 @@ def policy_flow(pi0, Q, alpha, times):
     """
     pi0, Q, t = _finite("pi0", pi0, 1), _finite("Q", Q, 1), _finite("times", times, 1)[:, None]
     entropy(pi0)                                                            # refuses what is not a distribution
+    if (pi0 == 0).any():
+        raise ValueError("pi0 must be positive everywhere: the flow never revives an action")
     gain = -np.expm1(-alpha * t) / alpha if _temperature(alpha) else t
-    return boltzmann_policy(np.exp(-alpha * t) * np.log(np.maximum(pi0, 1e-300)) + gain * Q, 1.0)   # Eq. 13
+    return boltzmann_policy(np.exp(-alpha * t) * np.log(pi0) + gain * Q, 1.0)   # Eq. 13
 
 
 # --- Pendulum-v1, exactly ---------------------------------------------------------------------------------------------

@@ -207,6 +207,8 @@ class SAC:
         self.critic_target.theta[:] = self.critic.theta
         self.log_alpha = np.array([math.log(s.alpha)])
         self.target_entropy = -A if s.target_entropy is None else s.target_entropy
+        if not -math.inf < self.target_entropy < A * math.log(2):
+            raise ValueError(f"target_entropy must be below {A} log 2, the entropy of uniform actions, got {s.target_entropy}")
         self.optimisers = [Adam(theta, s.learning_rate) for theta in (self.critic.theta, self.actor.theta, self.log_alpha)]
 
     @property
@@ -315,8 +317,8 @@ class SAC:
     def load(cls, path):
         """The agent that save wrote: it acts bitwise as before.  ValueError if the file is damaged or something else."""
         try:
-            with np.load(path, allow_pickle=False) as file:
-                data = dict(file)
+            with open(path, "rb") as file:
+                data = dict(np.load(file, allow_pickle=False))
             about = json.loads(str(data["about"]))
             settings = Settings(**{**about["settings"], "hidden": tuple(about["settings"]["hidden"])})
             agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=about["dtype"])
@@ -324,6 +326,7 @@ class SAC:
                 check_finite(name, data[name])
                 theta = getattr(agent, name).theta
                 theta[:] = data[name].reshape(theta.shape)
+            check_finite("temperature", data["log_alpha"])
             agent.log_alpha[...] = data["log_alpha"]
             agent.rng.bit_generator.state = about["rng"]
         except OSError:
@@ -335,12 +338,15 @@ class SAC:
 
 def check_settings(s):
     """ValueError for settings with which nothing can be learned."""
-    for name in ("tau", "batch_size", "learning_rate", "final_learning_rate", "warmup", "hold", "alpha", "q_scale",
-                 "buffer_size"):
-        if not (math.isfinite(getattr(s, name)) and getattr(s, name) > 0):
-            raise ValueError(f"setting {name} must be a positive number, got {getattr(s, name)}")
-    if not 0 <= s.gamma < 1 or s.tau > 1 or not s.hidden or min(s.hidden) < 1:
-        raise ValueError(f"settings need 0 ≤ gamma < 1, tau ≤ 1 and hidden widths ≥ 1, got {s}")
+    whole = ("batch_size", "warmup", "random_steps", "hold", "buffer_size")
+    for name in whole + ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale"):
+        value = getattr(s, name)
+        if not math.isfinite(value) or value < 0 or (value == 0 and name != "random_steps"):
+            raise ValueError(f"setting {name} must be a positive number, got {value}")
+        if name in whole and not isinstance(value, (int, np.integer)):
+            raise ValueError(f"setting {name} must be a whole number, got {value}")
+    if not 0 <= s.gamma < 1 or s.tau > 1 or not s.hidden or not all(isinstance(n, int) and n > 0 for n in s.hidden):
+        raise ValueError(f"settings need 0 ≤ gamma < 1, tau ≤ 1 and whole hidden widths ≥ 1, got {s}")
 
 
 def check_finite(name, value):
@@ -368,8 +374,9 @@ def make_environment(env):
     obs, action = env.observation_space, env.action_space
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
         raise ValueError(f"observations must be a flat Box, of shape (n,), got {obs}")
-    if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded():
-        raise ValueError(f"actions must be a flat Box with finite bounds, got {action}")
+    if (not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded()
+            or not np.issubdtype(action.dtype, np.floating)):
+        raise ValueError(f"actions must be a flat Box of floats with finite bounds, got {action}")
     return env
 
 
@@ -421,7 +428,8 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
     except KeyboardInterrupt:
         pass                                                                # the log tells how far it got
     except (FloatingPointError, ValueError) as error:
-        raise type(error)(f"training stopped at step {step}: {error}") from error
+        kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
+        raise kind(f"training stopped at step {step}: {error}") from error
     finally:
         if made_here:
             env.close()
@@ -430,7 +438,10 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
 
 
 def evaluate(agent, env, seeds):
-    """Returns (len(seeds),) of the deterministic policy, undiscounted, one episode from each env.reset(seed=…)."""
+    """Returns (len(seeds),) of the deterministic policy, undiscounted, one episode from each env.reset(seed=…).
+
+    env must end its episodes, by itself or by a time limit.
+    """
     made_here, env = isinstance(env, str), make_environment(env)
     returns = np.zeros(len(seeds))
     for i, seed in enumerate(seeds):
@@ -493,7 +504,7 @@ def progress_line(n_steps):
 
     def show(step, agent, log):
         if step % 100 == 0 or step == n_steps:
-            rate = step / (time.monotonic() - started)
+            rate = step / max(time.monotonic() - started, 1e-9)
             last, entropy = (log[key][-1] if log[key] else math.nan for key in ("episode_return", "entropy"))
             print(f"\rstep {step}/{n_steps}   last return {last:7.1f}   α {agent.alpha:.4f}   entropy {entropy:5.2f}   "
                   f"{rate:5.0f} steps/s   {(n_steps - step) / rate:4.0f} s left ", end="", file=sys.stderr, flush=True)
