@@ -1,15 +1,13 @@
 """The figures, in the chapter's order: `python figures.py` makes all of them under plots/, with NAME one.
 
 Each figure_… function asks the modules for numbers, then draws; its docstring is the caption and states the claim.
-Theory is drawn against simulation. Colours are those of Okabe and Ito, which colour-blind readers can tell apart.
-"""
+Theory is drawn against simulation, in the colours of Okabe and Ito, which colour-blind readers can tell apart."""
 import argparse
 import functools
 import multiprocessing
 import os
 import signal
 import sys
-import time
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -68,8 +66,8 @@ def total_variation(p, q, edges):
 
 def figure_langevin_dynamics_temperature_controls(options):
     """Temperature spreads an ensemble over both wells as Boltzmann says; one run at T = 0.1 never leaves its well.
-    Ensemble: 20 000 particles from even starts, t = 5. One run: steps 10 001 to 50 000 of 0.01, from x = 0.5."""
-    rng, panels = np.random.default_rng(0), []
+    Ensemble: 20 000 particles from even starts, t = 5. Run: steps 10 001 to 50 000 of 0.01. Error: total variation."""
+    rng, panels, well = np.random.default_rng(0), [], np.where(V < 2.2, 0.4 * V, np.nan)
     for kT in (0.1, 0.5, 1.0, 2.0):
         many = simulate_wells(rng.uniform(-2, 2, 20_000), kT=kT, dt=0.01, n_steps=500, rng=rng)
         one = simulate_wells([0.5], kT=kT, dt=0.01, n_steps=50_000, rng=rng, record_every=10)[1000:, 0]
@@ -77,12 +75,10 @@ def figure_langevin_dynamics_temperature_controls(options):
 
     fig, axes = sheet((10, 7), "An ensemble matches Boltzmann at every T; one run at T = 0.1 stays in its well", 2, 2)
     for ax, (kT, exact, many, one) in zip(axes.flat, panels):
-        off_many, off_one = (total_variation(p, exact, EDGES) for p in (many, one))
-        ax.stairs(many, EDGES, fill=True, color=SKY, label=f"ensemble: distance {off_many:.2f}")
-        ax.stairs(one, EDGES, color=RED, lw=1.4, label=f"one run: distance {off_one:.2f}")
         top = max(exact.max(), one.max())
-        barrier = np.where(V < 2.2, 0.4 * top * V, np.nan)
-        curves(ax, X, (exact, barrier), ("Boltzmann, Eq. 2", BLACK, "-"), ("potential, barrier 1", GREY, ":"))
+        ax.stairs(many, EDGES, fill=True, color=SKY, label=f"ensemble: error {total_variation(many, exact, EDGES):.2f}")
+        ax.stairs(one, EDGES, color=RED, lw=1.4, label=f"one run: error {total_variation(one, exact, EDGES):.2f}")
+        curves(ax, X, (exact, top * well), ("Boltzmann, Eq. 2", BLACK, "-"), ("potential V", GREY, ":"))
         explain(ax, f"T = {kT:g}", "position x", "density", "upper center", 2, xlim=(-2, 2), ylim=(0, 1.5 * top))
     return fig
 
@@ -97,8 +93,7 @@ def figure_fokker_planck(options):
     shown, particles, x = slice(6, None, 6), [], rng.normal(1, 0.15, 10_000)
     for n_steps in np.diff(np.round(times[shown] / dt).astype(int), prepend=0):
         x = simulate_wells(x, kT=kT, dt=dt, n_steps=n_steps, rng=rng, method="euler_maruyama")
-        p = histogram(x, EDGES)
-        particles.append((p, langevin.free_energy(p, V, DX, kT)))
+        particles.append((p := histogram(x, EDGES), langevin.free_energy(p, V, DX, kT)))
 
     fig, (left, right) = sheet((10, 4.3), "Fokker–Planck (lines) and 10 000 particles (dots) relax together", 1, 2)
     for t, exact, (p, F_p), color in zip(times[shown], densities[shown], particles, (RED, ORANGE, GREEN, SKY, BLUE)):
@@ -113,8 +108,7 @@ def figure_fokker_planck(options):
 
 
 def figure_two_clocks(options):
-    """Inside a well the particle relaxes at once, between the wells in a time ∝ exp(1/T): why T = 0.1 is trapped.
-    Simulated: the decay of the mean of 10 000 particles that start in one well."""
+    """Inside a well the particle relaxes at once, between the wells in a time ∝ exp(1/T): why T = 0.1 is trapped."""
     inverse_T, rng, theory, simulated = np.linspace(0.5, 10, 39), np.random.default_rng(0), [], []
     for kT in 1 / inverse_T:
         G = langevin.fokker_planck_generator(V, DX, kT)
@@ -133,9 +127,8 @@ def figure_two_clocks(options):
     curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/λ₁, spectral gap of Eq. 3", BLUE, "-"),
            ("half the first-passage time from −1 to 1", ORANGE, "--"), ("Kramers' formula, 1/2k", GREEN, ":"),
            ("inside a well: 1/V'' = 1/8", PINK, "-"))
-    ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="Langevin, ± 2 standard errors")
-    ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0)
-    ax.text(0.7, 620, "longer than the chapter's run of 500: trapped", color=RED)
+    ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles, ± 2 s.e.")
+    ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="trapped: longer than the chapter's run")
     ax.secondary_xaxis("top").set_xticks((0.5, 1, 2, 10), ("T = 2", "1", "0.5", "T = 0.1"))
     explain(ax, None, "1/T", "relaxation time", (0.5, 0.14), yscale="log", xlim=(0.3, 10.2), ylim=(0.06, 5e4))
     return fig
@@ -179,7 +172,7 @@ def figure_Boltzmann_Policy(options):
     pi_all = np.array([maxent.boltzmann_policy(Q, alpha) for alpha in alphas])
     slope = np.gradient([maxent.soft_value(Q, alpha) for alpha in alphas], alphas)
 
-    fig, axes = sheet((10, 6), "Boltzmann policy π(a) ∝ exp(Q(a)/α), Eq. 17: the best action is red", 2, 3)
+    fig, axes = sheet((10, 6.4), "Boltzmann policy π(a) ∝ exp(Q(a)/α), Eq. 17: the best action is red", 2, 3)
     *bar_axes, last = axes.flat
     for ax, (alpha, pi, V) in zip(bar_axes, panels):
         ax.bar_label(ax.bar(range(5), pi, color=[RED if q == 3 else BLUE for q in Q]), fmt="%.2f", fontsize=9)
@@ -233,7 +226,7 @@ def pendulum_returns(agent, theta, theta_dot):
 
 
 def _train_seed(seed, n_steps):
-    """In a worker: train one seed -> agent, log, to which "evaluations" (n, 100) is added every EVALUATE_EVERY steps."""
+    """In a worker: train one seed -> agent, log; every EVALUATE_EVERY steps adds to its "evaluations" (n, 100)."""
     def progress(step, agent, log):
         if step % EVALUATE_EVERY == 0:
             log.setdefault("evaluations", []).append(pendulum_returns(agent, *held_out_starts()))
@@ -274,6 +267,8 @@ def figure_RL_training_log(options):
     agents, logs = zip(*trained(options.seeds, options.steps))
     returns, best = np.array([log["evaluations"].mean(axis=1) for log in logs]), optimum().mean()
     last, steps = best - returns[:, -1], EVALUATE_EVERY * np.arange(1, returns.shape[1] + 1)
+    median = np.median([optimum() - log["evaluations"][-1] for log in logs], axis=1)
+    print("regret of each seed:", *last.round(1), "  of its median start:", *median.round(1))
     blocks = lambda key: np.transpose([log[key][len(log[key]) % 50:].reshape(-1, 50).mean(axis=1) for log in logs])
 
     title = f"Soft Actor-Critic on Pendulum-v1: {options.seeds} seeds, {options.steps} steps each"
@@ -289,8 +284,8 @@ def figure_RL_training_log(options):
         ax = entropy if key == "entropy" else loss
         ax.plot(blocks("step"), blocks(key), color=color, lw=0.9)[0].set_label(name)
     entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", label=f"target H̄ = {agents[0].target_entropy}")
-    curve.set(xlim=(0, options.steps), ylim=(-400, -100))
-    explain(curve, f"Learning curve, from {returns[:, 0].mean():.0f}", None, "mean return, 100 fixed starts")
+    title = f"Learning curve, from {returns[:, 0].mean():.0f}"
+    explain(curve, title, None, "mean return, 100 fixed starts", xlim=(0, options.steps), ylim=(-400, -100))
     title = f"Regret: at the end {interquartile_mean(last):.1f}, worst seed {last.max():.1f}"
     explain(regret, title, None, "optimum − mean return", yscale="log")
     explain(entropy, "Entropy settles at its target", "environment steps", "nats, for a in (−1, 1)")
@@ -320,7 +315,7 @@ def figure_policy_and_Q(options):
                  for z, at_dots in zip(exact, mean_torque_and_value(agent, visited))]
 
     title = f"SAC, seed 0, {options.steps} steps, beside the exact solution at its α = {agent.alpha:.3f}"
-    fig, axes = sheet((11, 6.8), title, 2, 3, sharex=True, sharey=True)
+    fig, axes = sheet((11, 6.8), title, 2, 3, sharex=True, sharey=True, subplot_kw={"xlim": (-np.pi, np.pi), "ylim": (-8, 8)})
     looks = (("mean torque", "torque (N m)", "RdBu"), ("value Q(s, π(s))", "units of return", "viridis"))
     for row, (name, unit, cmap), y, z, r in zip(axes, looks, learned, exact, agreement):
         limits, span = (z.min(), z.max()), np.quantile(np.abs(y - z), 0.95)
@@ -330,7 +325,7 @@ def figure_policy_and_Q(options):
             values = values.reshape(grid.shape[:2]).T
             image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values, cmap=colors, clim=clim)
             ax.plot(mdp.theta, np.outer(np.sqrt(30 * (1 - np.cos(mdp.theta))), (-1, 1)), color=BLACK, ls="--", lw=1)
-            ax.set(title=title, ylim=(-8, 8), xticks=(-np.pi, 0, np.pi), xticklabels=("−π", "0", "π"))
+            ax.set(title=title, xticks=(-np.pi, 0, np.pi), xticklabels=("−π", "0", "π"))
             if ax is not row[0]:
                 fig.colorbar(image, ax=ax, label=unit)
         row[0].plot(angle[::4], speed[::4], ".", color=BLACK, ms=1, alpha=0.5)
@@ -385,9 +380,8 @@ def figure_action_langevin(options):
     pi = maxent.boltzmann_policy(Q / alpha[:, None], 1.0)
     left = np.cumsum(pi, axis=1)[np.arange(len(Q)), Q.argmin(axis=1)]       # share of the actions left of the valley
     two_peaks = alpha * (np.minimum(left, 1 - left) * np.exp(maxent.entropy(pi))) ** 2              # high, equal, broad
-    one_peak = Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1])
     panels = []
-    for name, score in (("two peaks", two_peaks), ("one peak", one_peak)):
+    for name, score in (("two peaks", two_peaks), ("one peak", Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1]))):
         for i in np.argsort(-score):
             mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha[i])
             if log_std < np.log(0.7):                                       # wider ones have two peaks, at the bounds
@@ -410,27 +404,26 @@ def overestimation(alphas, n_actions=10, n_draws=50_000, seed=0):
     """What the maximum makes of critics that are only noise, Q = 0 + N(0, 1): rows of mean estimates (5, len(alphas)).
     Hard max; soft max (Eq. 16); that less α log n; Boltzmann average; smaller of two critics at the first's best."""
     Q1, Q2 = np.random.default_rng(seed).standard_normal((2, n_draws, n_actions))
-    best, one = (np.arange(n_draws), Q1.argmax(1)), np.ones(len(alphas))
+    best = np.arange(n_draws), Q1.argmax(1)
+    hard, both = Q1[best].mean(), np.minimum(Q1[best], Q2[best]).mean()
     soft = np.array([maxent.soft_value(Q1, alpha).mean() for alpha in alphas])
     average = [(maxent.boltzmann_policy(Q1, alpha) * Q1).sum(1).mean() for alpha in alphas]
-    return np.array((Q1[best].mean() * one, soft, soft - alphas * np.log(n_actions), average,
-                     np.minimum(Q1[best], Q2[best]).mean() * one))
+    return np.stack(np.broadcast_arrays(hard, soft, soft - alphas * np.log(n_actions), average, both))
 
 
 def figure_overestimation(options):
     """The soft maximum overestimates more than the hard one; its noise-induced part shrinks with α. Two critics cure.
     Theory: E[max of 10 normal numbers] = 1.53875; for large α the noise adds 0.9/2α, and 0.9/α to the average."""
     alphas = np.logspace(-1.3, 0.8, 22)
-    rows, theory = overestimation(alphas), (0 * alphas + 1.53875, 0.45 / alphas, 0.9 / alphas)
+    rows = overestimation(alphas)
+    theory = 0 * alphas + 1.53875, *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
 
     fig, ax = sheet((9, 5), "The soft maximum overestimates more than the hard one; two critics cure it")
-    curves(ax, alphas, rows, ("hard max", ORANGE, "-"), ("soft max, Eq. 16", RED, "-"),
+    curves(ax, alphas, [*rows, 0 * alphas, *theory], ("hard max", ORANGE, "-"), ("soft max, Eq. 16", RED, "-"),
            ("soft max less its noise-free value α log 10", GREEN, "--"), ("Boltzmann average Σ π Q", PINK, "-."),
-           ("smaller of two critics, at the first one's best action", BLUE, "-"))
-    curves(ax, alphas, np.where(alphas > 1.5, theory, np.nan), ("theory", BLACK, ":"), *2 * [(None, BLACK, ":")])
-    ax.axhline(0, color=BLACK, lw=1)
-    explain(ax, "ten actions of value 0, seen through noise N(0, 1)", "temperature α", "mean estimate of the value 0",
-            xscale="log", ylim=(-0.3, 4))
+           ("smaller of two critics, at the first one's best action", BLUE, "-"), ("truth", BLACK, "-"),
+           ("theory", BLACK, ":"), *2 * [(None, BLACK, ":")])
+    explain(ax, "ten actions of value 0, noise N(0, 1)", "temperature α", "mean estimate", xscale="log", ylim=(-0.3, 4))
     return fig
 
 
@@ -495,10 +488,8 @@ def main():
         if not os.access(options.out, os.W_OK):
             raise OSError(f"cannot write to {options.out}")
         for name in options.names or FIGURES:
-            started = time.monotonic()
             with rc_context(STYLE):
-                path = save(FIGURES[name](options), options.out / name)
-            print(f"{path}   {time.monotonic() - started:.1f} s", flush=True)
+                print(save(FIGURES[name](options), options.out / name), flush=True)
     except KeyboardInterrupt:
         print(f"\n{parser.prog}: interrupted; the figures named above are complete", file=sys.stderr)
         return 130

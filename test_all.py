@@ -378,12 +378,11 @@ def test_maximum_caliber_is_soft_optimal_control_only_if_deterministic_and_undis
 
 def test_the_multiplier_changes_sign_at_the_mean_return_of_uniform_actions():
     """Eq. 7: below it α is negative. Eq. 8 as the chapter writes it has λ = 1 and one mean, whatever is asked for."""
-    returns = M.enumerate_paths(mdp := random_mdp(1.0, 4, 2, 1), 0, 4)[1]
-    literal = M.boltzmann_policy(returns, 1.0) @ returns
+    R = M.enumerate_paths(mdp := random_mdp(1.0, 4, 2, 1), 0, 4)[1]
     for shift in (-0.5, -1e-3, 0.0, 1e-3, 0.5):
-        alpha, _, P = M.max_caliber(mdp, 0, 4, returns.mean() + shift)
+        alpha, _, P = M.max_caliber(mdp, 0, 4, R.mean() + shift)
         assert np.sign(alpha) == np.sign(shift) if shift else abs(alpha) > 1e12
-        assert near(P @ returns, returns.mean() + shift, 1e-12) and not near(literal, P @ returns, 0.1)
+        assert near(P @ R, R.mean() + shift, 1e-12) and not near(M.boltzmann_policy(R, 1.0) @ R, P @ R, 0.1)
 
 def test_three_calibers_gamble_differently_in_a_stochastic_world():
     """C4: safe pays 1, risky 4 with probability 0.1; P(risky), P(win|risky) of causal, posterior, uniform caliber."""
@@ -502,7 +501,8 @@ mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, suc
     *(("gamma must", mdp, (HALF, full(0), full(0.5), gamma)) for gamma in (-0.1, 1.1, np.nan)),
     *(("gamma < 1", f, (mdp(gamma=1), x)) for f, x in ((M.soft_value_iteration, 1), (M.return_and_entropy, HALF))),
     ("too many", M.enumerate_paths, (mdp(), 0, 11)), ("log_base must", M.soft_value, ([1], 1, np.nan)),
-    *(("must", M.policy_flow, x) for x in (([0.5, 0.6], [1, 2], 1, [1]), ([0, 1], [1, 2], 1, [1]), ([1], [1], 1, 1))),
+    *((message, M.policy_flow, (p, [1, 2], 1, t)) for message, p, t in (
+        ("p must", [0.5, 0.6], [1]), ("pi0 must", [0, 1], [1]), ("times must", [0.5, 0.5], 1))),
     ("spacing must", M.pendulum_mdp, (5, 5, 5, 0.9, "x")), ("must", M.pendulum_optimal_return, ([np.nan], [0])),
     ("Q must", M.regularised_value, (HALF, HALF * np.nan, 1)), ("V must", M.soft_backup, (mdp(), np.ones(5))),
     ("pi the", M.return_and_entropy, (mdp(), np.ones((2, 1)))), ("start must", M.max_caliber, (mdp(), 2, 1, 1.0))))
@@ -776,7 +776,7 @@ def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_re
     loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
     assert np.array_equal(parameters(agent), parameters(loaded)) and loaded.settings == SMALL and loaded.dtype == dtype
     assert all(np.array_equal(agent.act(obs, mode), loaded.act(obs, mode)) for mode in (True, False, False))
-    for owner, name, broken in (np, "savez", lambda file, **_: file.write(b"half") and ctrl_c()), (S.os, "replace", ctrl_c):
+    for owner, name, broken in (np, "savez", lambda f, **_: f.write(b"half") and ctrl_c()), (S.os, "replace", ctrl_c):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
             patch.setattr(owner, name, broken)
             agent.save(file)
