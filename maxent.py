@@ -39,7 +39,7 @@ def _temperature(alpha):
 
 def entropy(p, log_base=0.0):
     """H(p) = −Σ p (log p − log_base) over the last axis, in nats, with 0 log 0 = 0.  p: (..., n) -> (...)."""
-    p = _finite("p", p)
+    p, log_base = _finite("p", p), _finite("log_base", np.atleast_1d(log_base))
     if (p < 0).any() or not np.allclose(p.sum(-1), 1, atol=1e-6):
         raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis")
     return -np.sum(p * (np.log(np.where(p > 0, p, 1.0)) - log_base), axis=-1)
@@ -48,6 +48,8 @@ def entropy(p, log_base=0.0):
 def _gibbs(Q, alpha, log_base):
     """log Σ exp(Q/α + log_base), less max Q/α, and the normalised weights: the two halves of Eq. 16 and 17."""
     Q, log_base = _finite("Q", Q), _finite("log_base", np.atleast_1d(log_base))
+    if np.broadcast_shapes(Q.shape, log_base.shape) != Q.shape:
+        raise ValueError(f"log_base must have the shape of Q, {Q.shape}, or hold one number, got {log_base.shape}")
     Q_max = Q.max(-1, keepdims=True)
     if alpha == 0:                                                          # the hard limit: ties share by base measure
         z = np.where(Q == Q_max, 0.0, -np.inf) + log_base
@@ -84,6 +86,8 @@ def canonical_free_energy(p, E, beta):
 
     The chapter writes max.  This function is convex in p, so its maximum puts everything on the highest energy.
     """
+    if not beta > 0:
+        raise ValueError(f"beta must be a positive number, got {beta}")
     return np.sum(p * _finite("E", E), axis=-1) - entropy(p) / beta         # Eq. 25
 
 
@@ -116,8 +120,8 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
             step = np.linalg.solve(hessian, -gradient / reach) / reach
         except np.linalg.LinAlgError:
             break
-        size, value, downhill = 1.0, dual(lam), gradient @ step
-        while size > 1e-10 and dual(lam + size * step) > value + 1e-4 * size * downhill + 1e-13:
+        size, value = 1.0, dual(lam)
+        while size > 1e-10 and dual(lam + size * step) > value + 1e-13:
             size /= 2                                                       # far from the minimum a full step overshoots
         lam = lam + size * step
         if np.abs(step * reach).max() < 1e-7:                               # quadratic: the step just taken leaves 1e-14
@@ -173,8 +177,9 @@ def soft_policy_evaluation(mdp, pi, alpha):
 
 def soft_backup(mdp, V):
     """Q = r + γ E[V(s')].  V: (S,) -> (S, A).  With V = max_a Q in place of Eq. 16 this is the hard Bellman equation."""
-    if np.shape(V) != mdp.reward.shape[:1]:
-        raise ValueError(f"V must have the shape {mdp.reward.shape[:1]}, got {np.shape(V)}")
+    V = _finite("V", V, 1)
+    if len(V) != len(mdp.reward):
+        raise ValueError(f"V must hold {len(mdp.reward)} states, got {len(V)}")
     return mdp.reward + mdp.gamma * np.einsum("sak,sak->sa", mdp.probability, V[mdp.successor])     # Eq. 14
 
 
@@ -188,7 +193,7 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     if gamma == 1:
         raise ValueError("an infinite horizon needs gamma < 1")
     V = np.zeros(len(mdp.reward))
-    for _ in range(2 + int(40 / -np.log(max(gamma, 1e-300)))):              # γ^n < e^{−40}: only rounding is left
+    for _ in range(2 + int(40 / (1 - gamma))):                              # γⁿ < e^{−40}: only rounding is left
         V_next = soft_value(soft_backup(mdp, V), alpha, log_base)
         change = V_next - V
         V = V_next + gamma / (1 - gamma) * (change.max() + change.min()) / 2
@@ -203,8 +208,8 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
 def enumerate_paths(mdp, start, horizon):
     """Every path (s₀, a₀, s₁, …, s_H) from start -> paths (n, 2H + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,)."""
     S, A, K = mdp.successor.shape
-    if not 0 <= start < S:
-        raise ValueError(f"start must be a state, 0 to {S - 1}, got {start}")
+    if not 0 <= start < S or horizon < 0:
+        raise ValueError(f"start must be a state, 0 to {S - 1}, and horizon not negative, got {start} and {horizon}")
     if (A * K) ** horizon > 2_000_000:
         raise ValueError(f"(A K)^horizon = {(A * K) ** horizon} paths are too many to enumerate; at most 2 000 000")
     paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
@@ -222,24 +227,27 @@ def max_caliber(mdp, start, horizon, mean_return):
     """Path probabilities of largest entropy with a given mean return -> (alpha, paths (n, 2H + 1), probabilities (n,)).
 
     Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and the entropy taken relative to the dynamics, so that
-    P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return is whatever it is; α is
-    negative for a mean return below that of uniform actions, infinite for exactly that one.  ValueError if no path
-    distribution has this mean.
+    P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return is whatever
+    it is.  α is negative for a mean return below that of uniform actions, and infinite (or above 1e12) at that one.
+    ValueError if no path distribution has this mean.
     """
     paths, returns, log_p = enumerate_paths(mdp, start, horizon)
-    lam, P = max_entropy(-returns[:, None], [-mean_return], log_p)          # Eq. 8 (path distribution), λ from Eq. 7
-    return (1 / lam[0] if lam[0] else np.inf), paths, P
+    minus_lam, P = max_entropy(returns[:, None], [mean_return], log_p)      # Eq. 8 (path distribution), λ from Eq. 7
+    return (-1 / minus_lam[0] if minus_lam[0] else np.inf), paths, P
 
 
 # --- The gradient flow of a policy ------------------------------------------------------------------------------------
 
 def policy_flow(pi0, Q, alpha, times):
-    """π(t) on the steepest descent of F = −E_π[Q] − α H(π) in the Fisher–Rao metric.  pi0, Q: (A,), times (K,) -> (K, A).
+    """π(t) on the steepest descent of F = −E_π[Q] − α H(π) in the Fisher–Rao metric.  pi0, Q (A,), times (K,) -> (K, A).
 
-    Eq. 13 as ∂π/∂t = π (G − E_π[G]), G = Q − α log π, in closed form: log π relaxes to Q/α at the rate α.  It is deterministic, so not
-    Langevin dynamics.  In the Wasserstein metric Eq. 13 is the Fokker–Planck equation Eq. 3, with V = −Q and kT = α.
+    Eq. 13 as ∂π/∂t = π (G − E_π[G]), G = Q − α log π, in closed form: log π relaxes to Q/α at the rate α.  It is
+    deterministic, so not Langevin dynamics.  In the Wasserstein metric Eq. 13 is the Fokker–Planck equation Eq. 3 in
+    action space, with V = −Q and kT = α.
     """
     pi0, Q, t = _finite("pi0", pi0, 1), _finite("Q", Q, 1), _finite("times", times, 1)[:, None]
+    if pi0.shape != Q.shape:
+        raise ValueError(f"pi0 and Q must have one shape, got {pi0.shape} and {Q.shape}")
     entropy(pi0)                                                            # refuses what is not a distribution
     if (pi0 == 0).any():
         raise ValueError("pi0 must be positive everywhere: the flow never revives an action")
@@ -303,6 +311,8 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
     each number is a return that was really reached, a lower bound of the optimum.
     """
     theta, theta_dot = _finite("thetas", thetas, 1).copy(), _finite("theta_dots", theta_dots, 1).copy()
+    if theta.shape != theta_dot.shape:
+        raise ValueError(f"thetas and theta_dots must have one shape, got {theta.shape} and {theta_dot.shape}")
     mdp = pendulum_mdp(n_theta, n_theta_dot, n_torque, gamma=1.0, spacing="uniform")
     values = [np.zeros(n_theta * n_theta_dot)]
     for _ in range(n_steps - 1):
