@@ -1155,6 +1155,11 @@ def test_every_name_in_the_readme_exists():
     assert "pytest test_all.py" in README
 
 
+def test_what_is_quoted_and_not_tested_says_so_and_names_its_source():
+    """C18: whether SAC beats PPO and DDPG is beyond this project."""
+    assert "quoted, not tested" in next(row for row in ROWS if row[0] == "C18")[2] and "huggingface.co/sb3" in README
+
+
 def test_the_line_counts_in_the_readme_are_right():
     counts = {row[0].strip("`"): int(row[1]) for row in ROWS if row[0].endswith(".py`")}
     assert counts == {f"{name}.py": text.count("\n") for name, text in CODE.items()}
