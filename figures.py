@@ -24,7 +24,7 @@ import maxent
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 SKY, PINK, GREY, BLACK = "#56B4E9", "#CC79A7", "#777777", "#000000"
 STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-         "axes.titlesize": 11, "legend.frameon": False, "legend.fontsize": 9, "savefig.dpi": 130}
+         "axes.titlesize": 11, "axes.xmargin": 0, "legend.frameon": False, "legend.fontsize": 9, "savefig.dpi": 130}
 
 
 def sheet(size, title, *shape, **options):
@@ -99,7 +99,7 @@ def figure_fokker_planck(options):
     for t, exact, (p, F_p), color in zip(times[shown], densities[shown], particles, (RED, ORANGE, GREEN, SKY, BLUE)):
         curves(left, X, [exact], (f"t = {t:g}", color, "-"))
         left.plot(X, p, "o", color=color, ms=3)
-        right.plot(t, F_p, "o", color=color, ms=8, zorder=3)
+        right.plot(t, F_p, "o", color=color, ms=8, clip_on=False)
     curves(left, X, [langevin.boltzmann_density(V, DX, kT)], ("Boltzmann, Eq. 2", BLACK, ":"))
     curves(right, times, [F, 0 * times + F_rest], ("free energy F[p]", GREY, "-"), ("−kT log Z", BLACK, ":"))
     explain(left, "density p(x, t), Eq. 3", "position x", "probability density", xlim=(-2, 2))
@@ -315,7 +315,7 @@ def figure_policy_and_Q(options):
                  for z, at_dots in zip(exact, mean_torque_and_value(agent, visited))]
 
     title = f"SAC, seed 0, {options.steps} steps, beside the exact solution at its α = {agent.alpha:.3f}"
-    fig, axes = sheet((11, 6.8), title, 2, 3, sharex=True, sharey=True, subplot_kw={"xlim": (-np.pi, np.pi), "ylim": (-8, 8)})
+    fig, axes = sheet((11, 6.8), title, 2, 3, sharex=True, sharey=True)
     looks = (("mean torque", "torque (N m)", "RdBu"), ("value Q(s, π(s))", "units of return", "viridis"))
     for row, (name, unit, cmap), y, z, r in zip(axes, looks, learned, exact, agreement):
         limits, span = (z.min(), z.max()), np.quantile(np.abs(y - z), 0.95)
@@ -325,7 +325,7 @@ def figure_policy_and_Q(options):
             values = values.reshape(grid.shape[:2]).T
             image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values, cmap=colors, clim=clim)
             ax.plot(mdp.theta, np.outer(np.sqrt(30 * (1 - np.cos(mdp.theta))), (-1, 1)), color=BLACK, ls="--", lw=1)
-            ax.set(title=title, xticks=(-np.pi, 0, np.pi), xticklabels=("−π", "0", "π"))
+            ax.set(title=title, ylim=(-8, 8), xticks=(-3, 0, 3))
             if ax is not row[0]:
                 fig.colorbar(image, ax=ax, label=unit)
         row[0].plot(angle[::4], speed[::4], ".", color=BLACK, ms=1, alpha=0.5)
@@ -363,7 +363,7 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
         return -direction * np.interp(y, a, dQ_da)
     rng, dt = np.random.default_rng(seed), 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ dQ_da**2)
     x = rng.uniform(-1, 1, n)
-    for kT in (4 * alpha, 2 * alpha, alpha):                                # each for three diffusion times 1/kT
+    for kT in (3 * alpha, 2 * alpha, 1.5 * alpha, alpha):                   # each for three diffusion times 1/kT
         x = langevin.simulate(x, minus_gradient, kT=kT, dt=dt, n_steps=int(3 / kT / dt), rng=rng)
     return fold(x)[0]
 
@@ -376,18 +376,18 @@ def figure_action_langevin(options):
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
-    alpha = np.ptp(Q, axis=1) / 6
+    alpha, slope = np.ptp(Q, axis=1) / 6, np.gradient(Q, a, axis=1)
     pi = maxent.boltzmann_policy(Q / alpha[:, None], 1.0)
+    steepness = np.sqrt(np.sum(pi * slope**2, axis=1)) / alpha              # of log π: low for broad peaks
     left = np.cumsum(pi, axis=1)[np.arange(len(Q)), Q.argmin(axis=1)]       # share of the actions left of the valley
-    two_peaks = alpha * (np.minimum(left, 1 - left) * np.exp(maxent.entropy(pi))) ** 2              # high, equal, broad
-    panels = []
-    for name, score in (("two peaks", two_peaks), ("one peak", Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1]))):
-        for i in np.argsort(-score):
+    height, panels = (Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1])) / alpha, []
+    for name, quality in (("two peaks", np.minimum(left, 1 - left)), ("one peak", height)):
+        for i in np.argsort(-np.sqrt(alpha) * quality**4 / steepness):
             mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha[i])
             if log_std < np.log(0.7):                                       # wider ones have two peaks, at the bounds
                 break
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[1:-1, None]) - mu) / np.exp(log_std))[1])
-        sampled = histogram(sample_actions(a, Q[i], np.gradient(Q[i], a), alpha[i], n=3000), edges)
+        sampled = histogram(sample_actions(a, Q[i], slope[i], alpha[i], n=3000), edges)
         panels.append((name, *states[i], alpha[i], sampled, pi[i] / (a[1] - a[0]), gauss))
 
     fig, axes = sheet((10, 4.5), "Langevin driven by a trained critic samples the Boltzmann policy over actions", 1, 2)
