@@ -978,7 +978,7 @@ def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha):
     """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α."""
     a, edges = np.linspace(-1, 1, 2001), np.linspace(-1, 1, 21)
     dQ_da = -4 * a / 0.36 * (a**2 / 0.36 - 1)
-    x = F.sample_actions(a, TWO_PEAKS(a), dQ_da, alpha, n=10_000)
+    x = np.concatenate([F.sample_actions(a, TWO_PEAKS(a), dQ_da, alpha, n=4000, seed=seed) for seed in range(4)])
     middle = (a[1:] + a[:-1]) / 2
     expected = M.boltzmann_policy(TWO_PEAKS(middle), alpha).reshape(20, 100).sum(1) * len(x)
     counts = np.histogram(x, edges)[0]
