@@ -8,7 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import sac_numpy                                  # first: it sets the number of BLAS threads before numpy is imported
@@ -78,7 +78,7 @@ def figure_langevin_dynamics_temperature_controls(options):
         top = max(exact.max(), one.max())
         ax.stairs(many, EDGES, fill=True, color=SKY, label=f"ensemble: error {total_variation(many, exact, EDGES):.2f}")
         ax.stairs(one, EDGES, color=RED, lw=1.4, label=f"one run: error {total_variation(one, exact, EDGES):.2f}")
-        curves(ax, X, (exact, top * well), ("Boltzmann, Eq. 2", BLACK, "-"), ("potential V", GREY, ":"))
+        curves(ax, X, (exact, top * well), ("Boltzmann, Eq. 2", BLACK, "-"), ("V (scaled)", GREY, ":"))
         explain(ax, f"T = {kT:g}", "position x", "density", "upper center", 2, xlim=(-2, 2), ylim=(0, 1.5 * top))
     return fig
 
@@ -119,7 +119,7 @@ def figure_two_clocks(options):
     for kT in (1.0, 0.5, 1 / 3, 0.25, 0.2):
         half = round(np.interp(1 / kT, inverse_T, np.array(theory)[:, 0]) / 2 / 0.02)
         x = simulate_wells(np.ones(10_000), kT=kT, dt=0.02, n_steps=2 * half, rng=rng, record_every=half)
-        early, late = x / x.mean(axis=1, keepdims=True)
+        early, late = x / x.mean(axis=1, keepdims=True)                     # decay varies like the mean of early − late
         decay = np.log(x[0].mean() / x[1].mean())                           # over half the expected relaxation time
         simulated.append((1 / kT, 0.02 * half / decay, 0.04 * half / decay**2 * (early - late).std() / 100))
 
@@ -128,7 +128,7 @@ def figure_two_clocks(options):
            ("half the first-passage time from −1 to 1", ORANGE, "--"), ("Kramers' formula, 1/2k", GREEN, ":"),
            ("inside a well: 1/V'' = 1/8", PINK, "-"))
     ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles, ± 2 s.e.")
-    ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="trapped: longer than the chapter's run")
+    ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than the chapter's run: trapped")
     ax.secondary_xaxis("top").set_xticks((0.5, 1, 2, 10), ("T = 2", "1", "0.5", "T = 0.1"))
     explain(ax, None, "1/T", "relaxation time", (0.5, 0.14), yscale="log", xlim=(0.3, 10.2), ylim=(0.06, 5e4))
     return fig
@@ -239,13 +239,14 @@ def trained(n_seeds, n_steps):
     """Agents and logs of seeds 0 … n_seeds − 1, trained in parallel processes, with a progress line."""
     with ProcessPoolExecutor(min(os.cpu_count(), n_seeds)) as pool:
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)              # workers inherit it: Ctrl-C is the parent's
-        runs = pool.map(_train_seed, range(n_seeds), n_seeds * [n_steps])
+        runs = [pool.submit(_train_seed, seed, n_steps) for seed in range(n_seeds)]
         signal.signal(signal.SIGINT, handler)
         try:
-            return list(runs)
+            results = {run: run.result() for run in as_completed(runs)}     # raises at once what a worker raises
+            return [results[run] for run in runs]
         finally:
             for worker in multiprocessing.active_children():                # whose work is done, or no longer wanted
-                worker.terminate()
+                worker.kill()
             print(file=sys.stderr)
 
 
@@ -280,16 +281,15 @@ def figure_RL_training_log(options):
     curve.axhline(best, color=BLACK, ls="--", label=f"exact optimum, {best:.1f}")
     curve.axhspan(-300, -150, color=ORANGE, alpha=0.15, lw=0, label="the chapter's “well trained”")
     for key, name, color in (("entropy", "entropy of π", GREEN), ("actor_loss", "actor loss, ≈ −V", BLUE),
-                             ("critic_loss", "critic loss", PINK), ("alpha", "temperature α", ORANGE)):
+                             ("critic_loss", "critic loss (squared)", PINK), ("alpha", "temperature α", ORANGE)):
         ax = entropy if key == "entropy" else loss
         ax.plot(blocks("step"), blocks(key), color=color, lw=0.9)[0].set_label(name)
     entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", label=f"target H̄ = {agents[0].target_entropy}")
-    title = f"Learning curve, from {returns[:, 0].mean():.0f}"
-    explain(curve, title, None, "mean return, 100 fixed starts", xlim=(0, options.steps), ylim=(-400, -100))
-    title = f"Regret: at the end {interquartile_mean(last):.1f}, worst seed {last.max():.1f}"
+    explain(curve, f"Learning curve, from {returns[:, 0].mean():.0f}", None, "mean return", ylim=(-400, -100))
+    title = f"Regret: {interquartile_mean(last):.1f} at the end, worst seed {last.max():.1f}"
     explain(regret, title, None, "optimum − mean return", yscale="log")
     explain(entropy, "Entropy settles at its target", "environment steps", "nats, for a in (−1, 1)")
-    explain(loss, "Losses and temperature", "environment steps", "units of reward (critic: squared)", yscale="log")
+    explain(loss, "Losses and α", "environment steps", "units of reward", "lower left", yscale="log", ylim=(1e-3, 1e3))
     return fig
 
 
@@ -322,8 +322,8 @@ def figure_policy_and_Q(options):
         panels = ((y, f"learned {name}", cmap, limits), (z, f"exact {name}", cmap, limits),
                   (y - z, f"difference (correlation at dots {r:.2f})", "PuOr", (-span, span)))
         for ax, (values, title, colors, clim) in zip(row, panels):
-            values = values.reshape(grid.shape[:2]).T
-            image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values, cmap=colors, clim=clim)
+            ax.grid(False)
+            image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values.reshape(grid.shape[:2]).T, cmap=colors, clim=clim)
             ax.plot(mdp.theta, np.outer(np.sqrt(30 * (1 - np.cos(mdp.theta))), (-1, 1)), color=BLACK, ls="--", lw=1)
             ax.set(title=title, ylim=(-8, 8), xticks=(-3, 0, 3))
             if ax is not row[0]:
@@ -357,46 +357,49 @@ def best_squashed_gaussian(Q, alpha, noise=np.linspace(-4, 4, 81)):
 def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
     """Langevin dynamics of n actions at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds ±1.
     Q, dQ_da: values and slopes on the nodes a (A,).  A step is less than half of the width α/|∂Q/∂a| on which exp(Q/α)
-    changes.  It starts hot: at kT = α alone, crossing a valley takes exp(depth/α), as for T = 0.1."""
+    changes.  It crosses valleys of up to four α well, deeper ones too rarely: that takes exp(depth/α), as for T = 0.1."""
     def minus_gradient(x):
         y, direction = fold(x)
         return -direction * np.interp(y, a, dQ_da)
     rng, dt = np.random.default_rng(seed), 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ dQ_da**2)
     x = rng.uniform(-1, 1, n)
-    for kT in (3 * alpha, 2 * alpha, 1.5 * alpha, alpha):                   # each for three diffusion times 1/kT
-        x = langevin.simulate(x, minus_gradient, kT=kT, dt=dt, n_steps=int(3 / kT / dt), rng=rng)
+    for kT in (2 * alpha, alpha):                                           # first hot; each for ten diffusion times 1/kT
+        x = langevin.simulate(x, minus_gradient, kT=kT, dt=dt, n_steps=int(10 / kT / dt), rng=rng)
     return fold(x)[0]
 
 
 def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
-    Where Q has two peaks so has that; the best squashed Gaussian with one peak must choose. α is a sixth of Q's range:
-    at SAC's own α all would be spikes. The states are chosen to show it; the peaks' sampled shares may be off by 0.08."""
-    agent, a, edges = trained(options.seeds, options.steps)[0][0], np.linspace(-1, 1, 201), np.linspace(-1, 1, 41)
+    Where Q has two peaks so has that; the best squashed Gaussian with one peak must choose. Of a grid of states, those
+    whose valley or peak stands out most; α is a quarter of its height (at SAC's own α all would be spikes)."""
+    agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
-    alpha, slope = np.ptp(Q, axis=1) / 6, np.gradient(Q, a, axis=1)
-    pi = maxent.boltzmann_policy(Q / alpha[:, None], 1.0)
-    steepness = np.sqrt(np.sum(pi * slope**2, axis=1)) / alpha              # of log π: low for broad peaks
-    left = np.cumsum(pi, axis=1)[np.arange(len(Q)), Q.argmin(axis=1)]       # share of the actions left of the valley
-    height, panels = (Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1])) / alpha, []
-    for name, quality in (("two peaks", np.minimum(left, 1 - left)), ("one peak", height)):
-        for i in np.argsort(-np.sqrt(alpha) * quality**4 / steepness):
-            mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha[i])
+    slope, valley = np.gradient(Q, a, axis=1), Q.argmin(axis=1)
+    depth = np.array([min(q[:i + 1].max(), q[i:].max()) - q[i] for q, i in zip(Q, valley)])         # below the lower peak
+    height, panels = Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1]), []      # of a peak above the bounds
+    for name, quarter in (("two peaks", depth / 4), ("one peak", height / 4)):
+        alphas = np.maximum(quarter, 1e-3)
+        pi = maxent.boltzmann_policy(Q / alphas[:, None], 1.0)
+        steepness = np.sqrt(np.sum(pi * slope**2, axis=1)) / alphas         # of log π: low for broad peaks
+        left = np.cumsum(pi, axis=1)[np.arange(len(Q)), valley]             # share of the actions left of the valley
+        quality = np.minimum(left, 1 - left) if name == "two peaks" else height
+        for i in np.argsort(-quality / steepness):
+            alpha = alphas[i]
+            mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha)
             if log_std < np.log(0.7):                                       # wider ones have two peaks, at the bounds
                 break
-        gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[1:-1, None]) - mu) / np.exp(log_std))[1])
-        sampled = histogram(sample_actions(a, Q[i], slope[i], alpha[i], n=3000), edges)
-        panels.append((name, *states[i], alpha[i], sampled, pi[i] / (a[1] - a[0]), gauss))
+        gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
+        sampled = histogram(sample_actions(a, Q[i], slope[i], alpha, n=3000), a[::5])
+        panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
 
     fig, axes = sheet((10, 4.5), "Langevin driven by a trained critic samples the Boltzmann policy over actions", 1, 2)
     for ax, (name, theta, speed, alpha, sampled, boltzmann, gauss) in zip(axes, panels):
-        ax.stairs(sampled, edges, fill=True, color=SKY, alpha=0.7, label="Langevin in a: V = −Q, kT = α")
-        curves(ax, a, [boltzmann], ("Boltzmann policy, Eq. 17", BLACK, "-"))
-        curves(ax, a[1:-1], [gauss], ("best squashed Gaussian, Eq. 20", RED, "--"))
+        ax.stairs(sampled, a[::5], fill=True, color=SKY, alpha=0.7, label="Langevin in a: V = −Q, kT = α")
+        curves(ax, a, (boltzmann, gauss), ("Boltzmann, Eq. 17", BLACK, "-"), ("squashed Gaussian, Eq. 20", RED, "--"))
         title, top = f"{name}: θ = {theta:.2f}, angular velocity {speed:.2f}, α = {alpha:.2g}", max(*boltzmann, *gauss)
-        explain(ax, title, "action a = torque/2", "probability density", "upper center", ylim=(0, 1.5 * top))
+        explain(ax, title, "action a = torque/2", "probability density", "upper center", xlim=(-1, 1), ylim=(0, 1.5 * top))
     return fig
 
 
@@ -479,6 +482,7 @@ def main():
     parser.add_argument("--steps", type=int, default=10_000, help="steps of each seed (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "plots", help="default: %(default)s")
     options, least = parser.parse_args(), max(sac_numpy.Settings().warmup + 1, EVALUATE_EVERY)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))                 # not at once: trained must end its workers
     try:
         if unknown := [name for name in options.names if name not in FIGURES]:
             raise ValueError(f"unknown figure {unknown[0]!r}; accepted: {', '.join(FIGURES)}")
@@ -494,7 +498,7 @@ def main():
         print(f"\n{parser.prog}: interrupted; the figures named above are complete", file=sys.stderr)
         return 130
     except Exception as error:                                              # one line, whatever a worker raises
-        print(f"{parser.prog}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

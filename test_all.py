@@ -973,14 +973,13 @@ def pendulum():
     return S.train("Pendulum-v1", seed=0, n_steps=6000)
 
 
-@pytest.mark.parametrize("alpha", (0.2, 0.5))
-def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha):
-    """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α."""
-    a, edges = np.linspace(-1, 1, 2001), np.linspace(-1, 1, 21)
-    dQ_da = -4 * a / 0.36 * (a**2 / 0.36 - 1)
-    x = np.concatenate([F.sample_actions(a, TWO_PEAKS(a), dQ_da, alpha, n=4000, seed=seed) for seed in range(4)])
-    middle = (a[1:] + a[:-1]) / 2
-    expected = M.boltzmann_policy(TWO_PEAKS(middle), alpha).reshape(20, 100).sum(1) * len(x)
+@pytest.mark.parametrize("alpha, tilt", ((0.4, 0.0), (0.3, 0.15)))
+def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha, tilt):
+    """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α.  Two peaks, equal or not."""
+    a, edges, Q = np.linspace(-1, 1, 2001), np.linspace(-1, 1, 21), lambda a: TWO_PEAKS(a) + tilt * a
+    dQ_da = -4 * a / 0.36 * (a**2 / 0.36 - 1) + tilt
+    x = F.sample_actions(a, Q(a), dQ_da, alpha, n=6000)
+    expected = M.boltzmann_policy(Q((a[1:] + a[:-1]) / 2), alpha).reshape(20, 100).sum(1) * len(x)
     counts = np.histogram(x, edges)[0]
     chi_square = np.sum((counts - expected) ** 2 / expected)
     assert chi_square < 19 + 4 * np.sqrt(2 * 19), "the sample differs from exp(Q/α)/Z by more than its sampling error"
