@@ -51,6 +51,27 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
     ValueError for input that cannot be simulated; FloatingPointError, naming dt, if the step blows up.
     """
     x = np.array(x0, dtype=float)
+    _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every)
+    amplitude = np.sqrt(2 * (kT / gamma) * dt)                              # √(2D dt), D = kT/γ (Einstein relation)
+    records = None if record_every is None else np.empty((n_steps // record_every, x.size))
+    xi = rng.standard_normal(x.size) if method == "leimkuhler_matthews" else None
+    with np.errstate(over="ignore", invalid="ignore"):                      # a blow-up is reported below, once
+        for n in range(1, n_steps + 1):
+            xi_next = rng.standard_normal(x.size)
+            noise = (xi + xi_next) / 2 if method == "leimkuhler_matthews" else xi_next
+            y = x - grad_V(x) * (dt / gamma) + amplitude * noise            # Eq. 1 (overdamped Langevin)
+            if method == "mala":
+                accept = np.log(rng.random(x.size)) < mala_log_ratio(x, y, V, grad_V, kT, dt, gamma)
+                y = np.where(accept, y, x)
+            x, xi = y, xi_next
+            if not np.isfinite(x).all():
+                raise FloatingPointError(f"the Langevin step blew up at step {n}: dt = {dt} is too large for this force")
+            if record_every is not None and n % record_every == 0:
+                records[n // record_every - 1] = x
+    return x if records is None else records
+
+
+def _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every):
     _check_positive(kT=kT, dt=dt, gamma=gamma)
     if x.ndim != 1 or not np.isfinite(x).all():
         raise ValueError(f"x0 must be a one-dimensional array of finite positions, got shape {x.shape}")
@@ -58,33 +79,12 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
         raise ValueError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
     if method == "mala" and V is None:
         raise ValueError("method 'mala' needs the potential V, not only its gradient")
-    if not isinstance(n_steps, (int, np.integer)) or n_steps < 0:
-        raise ValueError(f"n_steps must be a whole number, 0 or more, got {n_steps}")
-    if record_every is not None and (not isinstance(record_every, (int, np.integer)) or record_every < 1):
-        raise ValueError(f"record_every must be a whole number, 1 or more, got {record_every}")
+    whole = [("n_steps", n_steps, 0)] + [("record_every", record_every, 1)] * (record_every is not None)
+    for name, value, least in whole:
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} must be a whole number, {least} or more, got {value}")
     if np.shape(grad_V(x)) != x.shape:
         raise ValueError(f"grad_V must return one number per particle, {x.shape}, got {np.shape(grad_V(x))}")
-
-    amplitude = np.sqrt(2 * (kT / gamma) * dt)                              # √(2D dt), D = kT/γ (Einstein relation)
-    records = None if record_every is None else np.empty((n_steps // record_every, x.size))
-    xi = rng.standard_normal(x.size) if method == "leimkuhler_matthews" else None
-    with np.errstate(over="ignore", invalid="ignore"):                      # a blow-up is reported below, once
-        for n in range(1, n_steps + 1):
-            xi_next = rng.standard_normal(x.size)
-            if method == "leimkuhler_matthews":                             # mean of this step's noise and the next one's
-                x = x - grad_V(x) * (dt / gamma) + (0.5 * amplitude) * (xi + xi_next)
-                xi = xi_next
-            elif method == "euler_maruyama":
-                x = x - grad_V(x) * (dt / gamma) + amplitude * xi_next
-            else:
-                y = x - grad_V(x) * (dt / gamma) + amplitude * xi_next
-                accept = np.log(rng.random(x.size)) < mala_log_ratio(x, y, V, grad_V, kT, dt, gamma)
-                x = np.where(accept, y, x)
-            if not np.isfinite(x.sum()):
-                raise FloatingPointError(f"the Langevin step blew up at step {n}: dt = {dt} is too large for this force")
-            if record_every is not None and n % record_every == 0:
-                records[n // record_every - 1] = x
-    return x if records is None else records
 
 
 def mala_log_ratio(x, y, V, grad_V, kT, dt, gamma=1.0):
@@ -168,8 +168,8 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
     M = np.eye(len(V)) + G / q
     result = np.empty((len(times), len(V)))
     for k, t in enumerate(np.diff(times, prepend=0.0)):
-        squarings = max(0, int(np.ceil(np.log2(max(q * t, 1)))))
-        qt = q * t / 2**squarings                                           # at most 1
+        squarings = int(q * t).bit_length()
+        qt = q * t / 2**squarings                                           # below 1
         E = np.eye(len(V))
         for j in range(20, 0, -1):                                          # Horner; the rest is below 1/21! = 2e-20
             E = np.eye(len(V)) + (qt / j) * (M @ E)
@@ -183,7 +183,7 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
 def free_energy(p, V, dx, kT):
     """F[p] = ∫ V p dx + kT ∫ p log p dx (0 log 0 = 0).  Eq. 3 descends it; F − (−kT log Z) = kT KL(p ‖ Eq. 2)."""
     p, V = _check_density(p, V, dx, kT)
-    return dx * (V @ p + kT * np.sum(p * np.log(np.where(p > 0, p, 1.0))))
+    return dx * (V @ p + kT * p @ np.log(p, out=np.zeros_like(p), where=p > 0))
 
 
 # --- How long it takes to cross a barrier -----------------------------------------------------------------------------
@@ -206,15 +206,15 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     _check_positive(kT=kT, gamma=gamma)
     if not a < b:
         raise ValueError(f"b must lie to the right of a, got a = {a}, b = {b}")
-    inside = np.linspace(a, b, 20_001)
-    reach, bottom = b - a, V(inside).min()
-    while V(np.array(a - reach)) < bottom + 40 * kT:                        # e^{−40} is the part of Z left out
-        reach *= 1.5
-        if reach > 1e12 * (1 + abs(a)):
-            raise ValueError("V must grow to the left of a: no mean first-passage time exists")
-    outside = np.linspace(a - reach, a, 20_001)
+    unit, far = np.linspace(0, 1, 20_001), a - (b - a) * np.geomspace(1, 1e12, 500)
+    with np.errstate(over="ignore"):
+        V_far = V(far)
+    counts = np.flatnonzero(V_far < min(V_far.min(), V(a)) + 40 * kT)       # e^{−40} is the part of Z left out; also wells
+    if len(far) - 1 in counts:                                              # behind a barrier count
+        raise ValueError("V must grow to the left of a: no mean first-passage time exists")
+    left_end, inside = far[counts.max(initial=-1) + 1], a + (b - a) * unit
     log_trapezoids = lambda x: np.logaddexp(-V(x[1:]) / kT, -V(x[:-1]) / kT) + np.log(np.diff(x) / 2)
-    log_left = np.append(np.logaddexp.reduce(log_trapezoids(outside)), log_trapezoids(inside))
+    log_left = np.append(np.logaddexp.reduce(log_trapezoids(left_end + (a - left_end) * unit)), log_trapezoids(inside))
     f = np.exp(np.logaddexp.accumulate(log_left) + V(inside) / kT)          # in logs: either factor may overflow
     return gamma / kT * np.sum((f[1:] + f[:-1]) / 2 * np.diff(inside))
 

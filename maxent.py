@@ -338,7 +338,7 @@ def main():
     lam, p = max_entropy(np.arange(1.0, 7)[:, None], [4.5])
     rolls = rng.integers(1, 7, (400_000, 10))
     kept = np.bincount(rolls[rolls.sum(1) == 45].ravel(), minlength=7)[1:]
-    print("Eq. 5   a die whose mean is 4.5, and fair dice thrown ten at a time, where the ten happen to have that mean")
+    print("Eq. 5   a die of mean 4.5, and fair dice thrown ten at a time, when the ten have that mean (equal for n → ∞ dice)")
     print("        formula", p.round(3), "  simulated", (kept / kept.sum()).round(3))
 
     mdp = MDP(rng.normal(size=(3, 2)), rng.integers(0, 3, (3, 2, 1)), np.ones((3, 2, 1)), gamma=1.0)

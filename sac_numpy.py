@@ -23,6 +23,7 @@ import math
 import sys
 import time
 import timeit
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -234,6 +235,14 @@ class SAC:
         mu, log_std, *_ = self.policy(obs)
         return np.tanh(mu if deterministic else mu + np.exp(log_std) * self.rng.standard_normal(mu.shape, self.dtype))
 
+    def checked(self, obs):
+        """One observation (obs_dim,) as an array of this agent's; ValueError or FloatingPointError if it cannot be one."""
+        obs = np.asarray(obs, self.dtype)
+        if obs.shape != (self.obs_dim,):
+            raise ValueError(f"the observation must have shape ({self.obs_dim},), got {obs.shape}")
+        check_finite("observation", obs)
+        return obs
+
     def to_environment(self, a):
         """From (−1, 1) to [low, high]."""
         return np.clip(self.low + (a + 1) * (0.5 * (self.high - self.low)), self.low, self.high)
@@ -355,29 +364,26 @@ def check_finite(name, value):
         raise FloatingPointError(f"the {name} is not finite: {value}")
 
 
-def check_observation(obs, obs_dim):
-    """ValueError for an observation of the wrong shape, FloatingPointError for one that is not finite."""
-    if np.shape(obs) != (obs_dim,):
-        raise ValueError(f"the observation must have shape ({obs_dim},), got {np.shape(obs)}")
-    check_finite("observation", obs)
-
-
 # --- Training ---------------------------------------------------------------------------------------------------------
 
-def make_environment(env):
-    """The gymnasium.Env that an id names, or env itself.  ValueError if SAC cannot learn in it."""
-    if isinstance(env, str):
-        try:
-            env = gym.make(env)
-        except Exception as error:
-            raise ValueError(f"cannot make the environment {env!r}: {error}") from None
-    obs, action = env.observation_space, env.action_space
+@contextmanager
+def environment(env):
+    """The gymnasium.Env that an id names, closed afterwards, or env itself.  ValueError if SAC cannot learn in it."""
+    try:
+        made = gym.make(env) if isinstance(env, str) else env
+    except Exception as error:
+        raise ValueError(f"cannot make the environment {env!r}: {error}") from None
+    obs, action = made.observation_space, made.action_space
     if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
         raise ValueError(f"observations must be a flat Box, of shape (n,), got {obs}")
     if (not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded()
             or not np.issubdtype(action.dtype, np.floating)):
         raise ValueError(f"actions must be a flat Box of floats with finite bounds, got {action}")
-    return env
+    try:
+        yield made
+    finally:
+        if made is not env:
+            made.close()
 
 
 def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
@@ -391,69 +397,73 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
     """
     if not isinstance(n_steps, (int, np.integer)) or n_steps <= settings.warmup:
         raise ValueError(f"n_steps must be a whole number above the {settings.warmup} steps of warm-up, got {n_steps}")
-    made_here, env = isinstance(env, str), make_environment(env)
-    box = env.action_space
-    agent = SAC(env.observation_space.shape[0], box.low, box.high, settings, seed)
-    buffer = ReplayBuffer(min(n_steps, settings.buffer_size), agent.obs_dim, agent.action_dim)
     log = {key: [] for key in ("step", "critic_loss", "actor_loss", "alpha", "entropy", "episode_step", "episode_return")}
-    slope, step = (settings.final_learning_rate - settings.learning_rate) / (n_steps - settings.warmup), 0
+    with environment(env) as env:
+        box = env.action_space
+        agent = SAC(env.observation_space.shape[0], box.low, box.high, settings, seed)
+        buffer = ReplayBuffer(min(n_steps, settings.buffer_size), agent.obs_dim, agent.action_dim)
+        try:
+            learn(agent, env, buffer, log, seed, n_steps, progress)
+        except KeyboardInterrupt:
+            pass                                                            # the log tells how far it got
+    log = {key: np.array(values) for key, values in log.items()}
+    return agent, log | {"observations": buffer.rows[:len(buffer), :agent.obs_dim].copy(), "n_steps": buffer.added}
+
+
+def learn(agent, env, buffer, log, seed, n_steps, progress):
+    """The loop of train, which changes agent, buffer and log: one step in the environment, one update."""
+    s, step = agent.settings, 0
+    slope = (s.final_learning_rate - s.learning_rate) / (n_steps - s.warmup)
     try:
-        obs, _ = env.reset(seed=seed)
-        check_observation(obs, agent.obs_dim)
-        t = random_steps = episode_return = 0
+        obs, t, episode_return, random_steps = agent.checked(env.reset(seed=seed)[0]), 0, 0.0, 0
         for step in range(1, n_steps + 1):
-            if step > settings.warmup and t >= random_steps:
-                a = agent.sample(np.asarray(obs, agent.dtype)[None])[0]
-            elif t % settings.hold == 0:
+            if step > s.warmup and t >= random_steps:
+                a = agent.sample(obs[None])[0]
+            elif t % s.hold == 0:
                 a = agent.rng.uniform(-1, 1, agent.action_dim)
-            next_obs, reward, terminated, truncated, _ = env.step(agent.to_environment(a).astype(box.dtype))
-            check_observation(next_obs, agent.obs_dim)
+            action = agent.to_environment(a).astype(env.action_space.dtype)
+            next_obs, reward, terminated, truncated, _ = env.step(action)
+            next_obs = agent.checked(next_obs)
             check_finite("reward", reward)
             buffer.add(obs, a, reward, next_obs, terminated)
             obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)
             if terminated or truncated:
                 log["episode_step"].append(step)
                 log["episode_return"].append(episode_return)
-                obs, t, episode_return = env.reset()[0], 0, 0
-                check_observation(obs, agent.obs_dim)
-                random_steps = agent.rng.integers(settings.random_steps + 1)
-            if step > settings.warmup:
+                obs, t, episode_return = agent.checked(env.reset()[0]), 0, 0.0
+                random_steps = agent.rng.integers(s.random_steps + 1)
+            if step > s.warmup:
                 for optimiser in agent.optimisers:                          # learning rates fall linearly
                     optimiser.learning_rate += slope
-                metrics = agent.update(buffer.sample(settings.batch_size, agent.rng))
+                metrics = agent.update(buffer.sample(s.batch_size, agent.rng))
                 for name, value in {"step": step, **metrics}.items():
                     log[name].append(value)
             if progress:
                 progress(step, agent, log)
-    except KeyboardInterrupt:
-        pass                                                                # the log tells how far it got
     except (FloatingPointError, ValueError) as error:
         kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
         raise kind(f"training stopped at step {step}: {error}") from error
-    finally:
-        if made_here:
-            env.close()
-    log = {key: np.array(values) for key, values in log.items()}
-    return agent, log | {"observations": buffer.rows[:len(buffer), :agent.obs_dim].copy(), "n_steps": buffer.added}
 
 
 def evaluate(agent, env, seeds):
     """Returns (len(seeds),) of the deterministic policy, undiscounted, one episode from each env.reset(seed=…).
 
-    env must end its episodes, by itself or by a time limit.
+    env must end its episodes, by itself or by a time limit.  ValueError if agent was made for other bounds or sizes.
     """
-    made_here, env = isinstance(env, str), make_environment(env)
     returns = np.zeros(len(seeds))
-    for i, seed in enumerate(seeds):
-        obs, _ = env.reset(seed=int(seed))
-        done = False
-        while not done:
-            action = agent.act(obs, deterministic=True).astype(env.action_space.dtype)
-            obs, reward, terminated, truncated, _ = env.step(action)
-            returns[i] += reward
-            done = terminated or truncated
-    if made_here:
-        env.close()
+    with environment(env) as env:
+        box = env.action_space
+        if (env.observation_space.shape != (agent.obs_dim,) or box.shape != agent.low.shape
+                or (box.low != agent.low).any() or (box.high != agent.high).any()):
+            raise ValueError(f"the agent is of another environment: it takes {agent.obs_dim} numbers and acts between "
+                             f"{agent.low} and {agent.high}, not {env.observation_space} and {box}")
+        for i, seed in enumerate(seeds):
+            obs, _ = env.reset(seed=int(seed))
+            done = False
+            while not done:
+                obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True).astype(box.dtype))
+                returns[i] += reward
+                done = terminated or truncated
     return returns
 
 
@@ -477,10 +487,10 @@ def bare_products(agent, batch_size):
 
 def benchmark():
     """Print the time of one update beside that of its matrix products alone, of one environment step, and the memory."""
-    env = make_environment("Pendulum-v1")
-    env.reset(seed=0)
     seconds = lambda f, n: min(timeit.repeat(f, number=n, repeat=7)) / n
-    print(f"one step of Pendulum-v1: {1e3 * seconds(lambda: env.unwrapped.step(np.zeros(1)), 1000):.3f} ms")
+    with environment("Pendulum-v1") as env:
+        env.reset(seed=0)
+        print(f"one step of Pendulum-v1: {1e3 * seconds(lambda: env.unwrapped.step(np.zeros(1)), 1000):.3f} ms")
     for hidden, batch_size, n in (((64, 64), 128, 300), ((256, 256), 256, 30)):
         agent, rng = SAC(3, [-2], [2], Settings(hidden=hidden, batch_size=batch_size)), np.random.default_rng(0)
         buffer = ReplayBuffer(10_000, 3, 1)
@@ -525,31 +535,25 @@ def main():
     try:
         if args.save and (Path(args.save).is_dir() or not os.access(Path(args.save).resolve().parent, os.W_OK)):
             raise ValueError(f"cannot write {args.save}: it is a folder, or its folder does not exist or is not writable")
-        env = make_environment(args.env)
         if args.load:
             agent = SAC.load(args.load)
-            box = env.action_space
-            if ((agent.obs_dim,) != env.observation_space.shape or agent.low.shape != box.shape
-                    or (agent.low != box.low).any() or (agent.high != box.high).any()):
-                raise ValueError(f"{args.load} is of another environment than {args.env}: it takes {agent.obs_dim} numbers "
-                                 f"and acts between {agent.low} and {agent.high}")
         else:
             try:
-                agent, log = train(env, seed=args.seed, n_steps=args.steps, progress=progress_line(args.steps))
+                agent, log = train(args.env, seed=args.seed, n_steps=args.steps, progress=progress_line(args.steps))
             finally:
                 print(file=sys.stderr)                                      # ends the progress line
             if args.save:
                 agent.save(args.save)
             if log["n_steps"] < args.steps:
                 raise KeyboardInterrupt(f"after {log['n_steps']} of {args.steps} steps")
-        returns = evaluate(agent, env, range(100))
+        returns = evaluate(agent, args.env, range(100))
         print(f"mean return over 100 episodes from reset(seed=0..99): {returns.mean():.1f} "
               f"(standard deviation {returns.std():.1f})")
     except KeyboardInterrupt as interrupt:
         print(f"{parser.prog}: interrupted {interrupt}", file=sys.stderr)
         return 130
     except Exception as error:                                              # one line, whatever an environment raises
-        print(f"{parser.prog}: {type(error).__name__}: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 

@@ -161,10 +161,11 @@ def test_first_passage_time_in_a_wedge_has_a_closed_form(a, b, length):
     tau = L.mean_first_passage_time(lambda x: 3 / length * np.abs(x), a * length, b * length, 3.0, GAMMA)
     assert np.isclose(tau, (climb(b) - climb(a)) * length**2 * GAMMA / 3, rtol=1e-5)
 
-def test_first_passage_times_add_up_also_where_either_integrand_overflows():
+def test_first_passage_times_add_up_also_where_an_integrand_overflows_or_a_well_lies_behind_a_barrier_of_50_kT():
     """From a to c past b takes a to b and b to c; at kT = 0.02, exp(V(−3)/kT) is e^{3200}."""
     tau = lambda a, b: L.mean_first_passage_time(L.double_well, a, b, 0.02)
-    assert np.isclose(tau(-3, -1) + tau(-1, -0.5), tau(-3, -0.5), rtol=1e-5)
+    for a, b, c in ((-3, -1, -0.5), (0.9, 1, 2)):                           # from 1 on, the well at −1 holds half of Z
+        assert np.isclose(tau(a, b) + tau(b, c), tau(a, c), rtol=1e-5)
     assert np.isclose(L.mean_first_passage_time(lambda x: x * x / 2, 0, 1e-7, 1.0), 1e-7 * np.sqrt(np.pi / 2), rtol=1e-5)
 
 def test_kramers_rate_and_spectral_gap_are_those_of_the_first_passage_time_as_temperature_falls():
@@ -281,6 +282,7 @@ def test_canonical_ensemble_is_the_minimum_of_Eq_25_whose_maximum_is_the_highest
     F, at_vertices = (M.canonical_free_energy(q, energy, 1.3) for q in (p, np.eye(3)))
     assert near(F + np.log(law.sum()) / 1.3, kl(p, law / law.sum()) / 1.3, 1e-13)
     assert near(at_vertices, energy, 0) and F.max() < energy.max()
+
 E = np.linspace(-9, 9, 601)                                                 # noise, its density and distribution
 PDF, CDF, dE = np.exp(-E * E / 2) / np.sqrt(2 * np.pi), np.array([0.5 + erf(e / 2**0.5) / 2 for e in E]), E[1] - E[0]
 CLIPPED, BEST = E * (1 - CDF) - PDF, 10 * CDF**9 * PDF * dE                 # E[min(ε, ε') | ε]; law of the best of ten
@@ -417,6 +419,7 @@ def test_langevin_noise_on_the_logits_does_not_sample_the_boltzmann_policy_and_w
         theta = theta + 0.5 * force + np.sqrt(2 * kT * 0.5) * noise.normal(size=theta.shape)
     quiet, noisy = np.abs(pi.mean(1) - M.boltzmann_policy(Q5, 1.0)).sum(1) / 2
     assert quiet < 1e-3 and noisy > 4 * pi[1].std(0).sum() / 2 / np.sqrt(2000) + 0.05
+
 ENV = gym.make("Pendulum-v1").unwrapped
 
 @pytest.mark.parametrize("spacing, nodes", (("tanh", np.tanh([-6, -3, 0, 3, 6])), ("uniform", np.linspace(-1, 1, 5))))
@@ -484,6 +487,7 @@ def test_the_best_possible_mean_return_is_minus_133_and_no_other_policy_beats_it
     *after, reward = M.pendulum_step(theta[:, None], omega[:, None], np.linspace(-2, 2, 401))
     loss = (reward + M.pendulum_step(*after, 0.0)[2]).max(1) - M.pendulum_optimal_return(theta, omega, 101, 101, 6, 2)
     assert loss.min() > -1e-12 and loss.max() < 1e-3, "of two steps, trying all torques must find nothing better"
+
 full, HALF = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
 mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, successor=s, probability=p, gamma=gamma)
 
@@ -519,6 +523,7 @@ Box, inf, nan = gym.spaces.Box, np.inf, np.nan
 SMALL = S.Settings(hidden=(8, 8), gamma=0.9, tau=0.1, batch_size=16, learning_rate=5e-3, final_learning_rate=1e-3,
                    warmup=50, random_steps=0, hold=1, alpha=0.2, tune_alpha=True, target_entropy=None, q_scale=2.0,
                    buffer_size=1000)
+
 AGENT = S.SAC(3, [-1], [1], SMALL)          # as it was made: no test changes it
 
 class Toy(gym.Env):
@@ -965,13 +970,11 @@ def test_benchmark_reports_the_update_beside_its_matrix_products_and_the_memory(
 TWO_PEAKS = lambda a: -(((a / 0.6) ** 2 - 1) ** 2)
 
 
-# --- Where the modules meet -------------------------------------------------------------------------------------------
 
 @pytest.fixture(scope="module")
 def pendulum():
     """One agent with the default settings, after 6000 steps."""
     return S.train("Pendulum-v1", seed=0, n_steps=6000)
-
 
 @pytest.mark.parametrize("alpha, tilt", ((0.4, 0.0), (0.3, 0.15)))
 def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha, tilt):
@@ -985,7 +988,6 @@ def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha, tilt):
     assert chi_square < 19 + 4 * np.sqrt(2 * 19), "the sample differs from exp(Q/α)/Z by more than its sampling error"
     assert counts.sum() == len(x) and np.abs(x).max() <= 1
 
-
 def test_the_squashed_gaussian_commits_to_one_mode_below_the_critical_temperature():
     """C8: the best tanh-Gaussian for a Q with two peaks holds both above α_c = 0.2997 ± 0.002, and one below, losing log 2."""
     assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.2977)[0]) > 0.5
@@ -993,7 +995,6 @@ def test_the_squashed_gaussian_commits_to_one_mode_below_the_critical_temperatur
     a = np.linspace(-1, 1, 4001)
     kl = F.best_squashed_gaussian(TWO_PEAKS, 0.05)[2] / 0.05 + M.soft_value(TWO_PEAKS(a), 0.05, np.log(a[1] - a[0])) / 0.05
     assert kl == pytest.approx(np.log(2), abs=0.01), "one of two equal modes is at a divergence of log 2"
-
 
 def test_a_soft_policy_is_robust_against_one_set_of_reward_changes_and_not_against_another():
     """C8: E_π[r] + α H(π) − ε is the worst E_π[r'] over all r' with α log Σ exp((r − r')/α) ≤ ε (Eysenbach & Levine 2022)."""
@@ -1009,7 +1010,6 @@ def test_a_soft_policy_is_robust_against_one_set_of_reward_changes_and_not_again
     Q = np.array([1.0, -10.0])
     assert M.boltzmann_policy(Q, 2.0) @ Q - 0.1 < Q.max() - 0.1, "against |r − r'| ≤ 0.1 each policy loses 0.1: greedy stays best"
 
-
 def test_a_flat_loss_of_zero_does_not_mean_convergence():
     """C13: with the target network still at 0, Q = r has loss 0 and is wrong; the exact Q has the loss γ² E[Var V(s')] > 0."""
     rng = np.random.default_rng(0)
@@ -1019,7 +1019,6 @@ def test_a_flat_loss_of_zero_does_not_mean_convergence():
     floor = mdp.gamma**2 * V[mdp.successor].var(-1)
     assert np.mean((Q[..., None] - y) ** 2) == pytest.approx(floor.mean(), rel=1e-6) and floor.mean() > 0
     assert np.abs(Q - mdp.reward).max() > 1
-
 
 def test_only_the_ratio_of_reward_and_temperature_counts_and_alpha_is_the_price_of_entropy():
     """C19: (c r, c α) has the same policy as (r, α); α is where LSE_α(Q) − α H̄, a convex dual, is least: there H = H̄."""
@@ -1033,7 +1032,6 @@ def test_only_the_ratio_of_reward_and_temperature_counts_and_alpha_is_the_price_
         slope = (M.soft_value(Q, alpha + h) - M.soft_value(Q, alpha - h)) / (2 * h)
         assert np.abs(slope - M.entropy(M.boltzmann_policy(Q, alpha))).max() < 1e-8, "d(α log Z)/dα = H"
 
-
 def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
     """C4, Eq. 8: safe pays 1, risky 4 with chance 0.1; only the causal reading keeps that chance and P = 1/(1 + exp(1 − 0.4))."""
     e = np.exp
@@ -1041,12 +1039,10 @@ def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
                 ((0.1 * e(4) + 0.9) / (0.1 * e(4) + 0.9 + e(1)), 0.1 * e(4) / (0.1 * e(4) + 0.9)), (1 / (1 + e(0.6)), 0.1)]
     assert np.abs(F.three_calibers(1.0) - expected).max() < 1e-12
 
-
 def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
     """C12: H falls from about log 2, the most a density on [−1, 1] can have, to H̄ = −1: no special role for 0."""
     _, log = pendulum
     assert log["entropy"][0] > 0 and abs(log["entropy"][-1000:].mean() + 1) < 0.1
-
 
 def test_sac_has_learned_the_physics_where_it_went(pendulum):
     """C17: on the states that it visited, its Q follows the exact soft Q, and its torque mostly has the right sign."""
@@ -1063,7 +1059,6 @@ def test_sac_has_learned_the_physics_where_it_went(pendulum):
     sure = np.abs(torque) > 0.9
     assert np.mean(np.sign(a[sure, 0]) == np.sign(torque[sure])) > 0.8
 
-
 def test_regret_of_a_short_training_is_small_and_both_ways_of_evaluating_agree(pendulum):
     """Eq. 9 on Pendulum-v1: the vectorised rollout of the figures is Gymnasium's; the optimum is not far above, nor below."""
     agent, _ = pendulum
@@ -1071,7 +1066,6 @@ def test_regret_of_a_short_training_is_small_and_both_ways_of_evaluating_agree(p
     assert np.abs(fast[:10] - S.evaluate(agent, "Pendulum-v1", range(10))).max() < 0.5
     regret = F.optimum() - fast
     assert -1 < regret.mean() < 15, f"mean regret {regret.mean():.1f}"
-
 
 # --- Figures and README -----------------------------------------------------------------------------------------------
 
@@ -1083,10 +1077,8 @@ def test_interquartile_mean_and_its_band():
     assert low < F.interquartile_mean(x) < high and 0.75 < (high - low) / (4 * 1.09 / 20) < 1.25     # efficiency of the IQM: 0.84
     assert np.ptp(F.bootstrap_band(np.ones((5, 1)))) == 0
 
-
 def python(*args, cwd=HERE):
     return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True)
-
 
 @pytest.mark.parametrize("args, message", ((["nonsense"], "unknown figure 'nonsense'"), (["--seeds", "0"], "--seeds must be at least 1"),
                                            (["--steps", "5"], "--steps"), (["--out", "/dev/null/x"], "/dev/null")))
@@ -1095,24 +1087,30 @@ def test_figures_refuses_in_one_line(args, message):
     done = python("figures.py", *args)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
-
 def test_a_figure_is_made_without_a_display_and_nothing_else_is_left(tmp_path):
     done = python("figures.py", "Boltzmann_Policy", "three_calibers", "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Boltzmann_Policy.png", "three_calibers.png"]
 
-
 @pytest.mark.parametrize("module, words", (("langevin", []), ("maxent", []), ("sac_numpy", ["--steps", "1010"])))
-def test_a_module_copied_out_alone_runs_its_demonstration(module, words, tmp_path):
+def test_a_module_copied_out_alone_runs_its_demonstration_where_simulation_agrees_with_theory(module, words, tmp_path):
     (tmp_path / f"{module}.py").write_text(CODE[module])
     done = python(f"{module}.py", *words, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout, done.stderr
-
+    lines = re.findall(r"simulated (\S+) ± (\S+) +theory (\S+)", done.stdout)
+    assert len(lines) == 10 * (module == "langevin")
+    for simulated, error, theory in lines:
+        assert abs(float(simulated) - float(theory)) < 4 * float(error)
+    if module == "maxent":
+        drawn, dice, gap = re.findall(r"formula \[(.*?)\] +simulated \[(.*?)\]", done.stdout) + re.findall(r"probability: (\S+)", done.stdout)
+        formula, simulated = (np.array(x.split(), float) for x in drawn)
+        assert np.abs(formula - simulated).max() < 4 * np.sqrt(0.25 / 100_000) and float(gap) < 1e-12
+        formula, simulated = (np.array(x.split(), float) for x in dice)
+        assert np.abs(formula - simulated).max() < 1 / 10, "ten dice are only nearly as many as Eq. 5 needs"
 
 README = (HERE / "README.md").read_text()
 ROWS = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in README.splitlines() if line.startswith("| ")]
 CODE = {name: (HERE / f"{name}.py").read_text() for name in ("langevin", "maxent", "sac_numpy", "figures", "test_all")}
-
 
 def tagged(text):
     """The numbers of the equations that a text names: Eq. 3, Eq. 4–6, Eq. 15, 24."""
@@ -1122,7 +1120,6 @@ def tagged(text):
             first, _, last = part.partition("–")
             found |= set(range(int(first), int(last or first) + 1))
     return found
-
 
 def test_every_equation_is_in_the_readme_and_in_the_function_named_there():
     rows = [row for row in ROWS if len(row) == 5 and re.match(r"\d", row[0])]
@@ -1134,7 +1131,6 @@ def test_every_equation_is_in_the_readme_and_in_the_function_named_there():
         for name in path:
             function = getattr(function, name)
         assert tagged("Eq. " + row[0]) <= tagged(inspect.getsource(function)), f"{row[2]} does not name Eq. {row[0]}"
-
 
 def test_every_name_in_the_readme_exists():
     tests = re.findall(r"def (test_\w+)", CODE["test_all"])
@@ -1153,16 +1149,13 @@ def test_every_name_in_the_readme_exists():
         assert (HERE / script).exists() and (script != "figures.py" or set(name.split()) <= set(F.FIGURES)), f"{script}{name}"
     assert "pytest test_all.py" in README
 
-
 def test_what_is_quoted_and_not_tested_says_so_and_names_its_source():
     """C18: whether SAC beats PPO and DDPG is beyond this project."""
     assert "quoted, not tested" in next(row for row in ROWS if row[0] == "C18")[2] and "huggingface.co/sb3" in README
 
-
 def test_the_line_counts_in_the_readme_are_right():
     counts = {row[0].strip("`"): int(row[1]) for row in ROWS if row[0].endswith(".py`")}
     assert counts == {f"{name}.py": text.count("\n") for name, text in CODE.items()}
-
 
 def test_the_code_in_the_readme_runs(tmp_path):
     for block in re.findall(r"```python\n(.*?)```", README, re.S):
