@@ -165,7 +165,7 @@ def test_first_passage_times_add_up_also_where_an_integrand_overflows_or_a_well_
     """From a to c past b takes a to b and b to c; at kT = 0.02, exp(V(−3)/kT) is e^{3200}."""
     tau = lambda a, b: L.mean_first_passage_time(L.double_well, a, b, 0.02)
     for a, b, c in ((-3, -1, -0.5), (0.9, 1, 2)):                           # from 1 on, the well at −1 holds half of Z
-        assert np.isclose(tau(a, b) + tau(b, c), tau(a, c), rtol=1e-5)
+        assert np.isclose(tau(a, b) + tau(b, c), tau(a, c), rtol=1e-4)
     assert np.isclose(L.mean_first_passage_time(lambda x: x * x / 2, 0, 1e-7, 1.0), 1e-7 * np.sqrt(np.pi / 2), rtol=1e-5)
 
 def test_kramers_rate_and_spectral_gap_are_those_of_the_first_passage_time_as_temperature_falls():
