@@ -268,8 +268,9 @@ def figure_RL_training_log(options):
     agents, logs = zip(*trained(options.seeds, options.steps))
     returns, best = np.array([log["evaluations"].mean(axis=1) for log in logs]), optimum().mean()
     last, steps = best - returns[:, -1], EVALUATE_EVERY * np.arange(1, returns.shape[1] + 1)
-    median = np.median([optimum() - log["evaluations"][-1] for log in logs], axis=1)
-    print("regret of each seed:", *last.round(1), "  of its median start:", *median.round(1))
+    lost = np.array([optimum() - log["evaluations"][-1] for log in logs])   # (seeds, 100)
+    print("regret of each seed:", *last.round(1), "  of its median start:", *np.median(lost, axis=1).round(1))
+    print(f"starts that lose more than 10: {(lost > 10).sum(axis=1).mean():.1f} of 100, with {lost[lost > 10].sum() / lost.sum():.0%} of all regret")
     blocks = lambda key: np.transpose([log[key][len(log[key]) % 50:].reshape(-1, 50).mean(axis=1) for log in logs])
 
     title = f"Soft Actor-Critic on Pendulum-v1: {options.seeds} seeds, {options.steps} steps each"
@@ -476,6 +477,7 @@ def save(figure, path):
 
 
 def main():
+    """The command line -> exit status: None, 2 after an error, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description="Make the figures: all of them, or those named.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join(FIGURES)}")
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds to train (default: %(default)s)")

@@ -40,9 +40,9 @@ def _temperature(alpha):
 def entropy(p, log_base=0.0):
     """H(p) = −Σ p (log p − log_base) over the last axis, in nats, with 0 log 0 = 0.  p: (..., n) -> (...)."""
     p, log_base = _finite("p", p), _finite("log_base", np.atleast_1d(log_base))
-    if (p < 0).any() or not np.allclose(p.sum(-1), 1, atol=1e-6):
+    if (p < 0).any() or not np.allclose(p.sum(-1), 1):
         raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis")
-    return -np.sum(p * (np.log(np.where(p > 0, p, 1.0)) - log_base), axis=-1)
+    return -np.sum(p * (np.log(p, out=np.zeros_like(p), where=p > 0) - log_base), axis=-1)
 
 
 def _gibbs(Q, alpha, log_base):
@@ -106,10 +106,10 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
         raise ValueError(f"means must hold one number per feature, ({K},), got {means.shape}")
     refusal = ValueError(f"no distribution of maximum entropy has the means {means}: they must lie strictly between "
                          f"{f.min(0)} and {f.max(0)}, inside the convex hull of the features, which must be independent")
-    if (means <= f.min(0)).any() or (means >= f.max(0)).any():
-        raise refusal
     f = f - means                                                           # then log Z alone is the dual
-    reach, lam = np.abs(f).max(0), np.zeros(K)                              # λ_k is large or small against 1/reach_k
+    reach, lam = np.abs(f).max(axis=0), np.zeros(K)                         # λ_k is large or small against 1/reach_k
+    if not reach.all():
+        raise refusal
     dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base)
     for _ in range(max_steps):
         p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
@@ -192,12 +192,12 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     gamma = mdp.gamma
     if gamma == 1:
         raise ValueError("an infinite horizon needs gamma < 1")
-    V = np.zeros(len(mdp.reward))
-    for _ in range(2 + int(40 / (1 - gamma))):                              # γⁿ < e^{−40}: only rounding is left
-        V_next = soft_value(soft_backup(mdp, V), alpha, log_base)
-        change = V_next - V
-        V = V_next + gamma / (1 - gamma) * (change.max() + change.min()) / 2
-        if gamma / (1 - gamma) * (change.max() - change.min()) / 2 < tol:
+    V, errors = np.zeros(len(mdp.reward)), [np.inf]
+    while True:
+        change = soft_value(soft_backup(mdp, V), alpha, log_base) - V
+        V = V + change + gamma / (1 - gamma) * (change.max() + change.min()) / 2
+        errors.append(gamma / (1 - gamma) * np.ptp(change) / 2)
+        if errors[-1] < tol or errors[-1] >= errors[-2]:                    # or only rounding is left
             break
     Q = soft_backup(mdp, V)
     return Q, soft_value(Q, alpha, log_base), boltzmann_policy(Q, alpha, log_base)
@@ -300,8 +300,9 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
     a = np.tanh(u) if spacing == "tanh" else u / 6
     log_base = np.log((1 - a * a) * (u[1] - u[0])) if spacing == "tanh" else np.full(n_a, np.log(2 / n_a))
     *after, reward = pendulum_step(*np.meshgrid(theta, theta_dot, 2 * a, indexing="ij"))
-    successor, probability = (w.reshape(-1, n_a, 4) for w in bilinear(*after, n_theta, n_theta_dot))
-    return PendulumMDP(reward.reshape(-1, n_a), successor, probability, gamma, theta, theta_dot, a, log_base)
+    S = n_theta * n_theta_dot
+    successor, probability = (w.reshape(S, n_a, 4) for w in bilinear(*after, n_theta, n_theta_dot))
+    return PendulumMDP(reward.reshape(S, n_a), successor, probability, gamma, theta, theta_dot, a, log_base)
 
 
 def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_torque=11, n_steps=200):
@@ -316,12 +317,12 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
     mdp = pendulum_mdp(n_theta, n_theta_dot, n_torque, gamma=1.0, spacing="uniform")
     values = [np.zeros(n_theta * n_theta_dot)]
     for _ in range(n_steps - 1):
-        values.append(soft_backup(mdp, values[-1]).max(-1))
-    total, torques = np.zeros(len(theta)), np.linspace(-2, 2, 8 * n_torque - 7)
+        values.append(soft_backup(mdp, values[-1]).max(axis=1))
+    total, torques = np.zeros(len(theta)), np.linspace(-2, 2, 81)
     for V in reversed(values):
         *after, reward = pendulum_step(theta[:, None], theta_dot[:, None], torques)
         successor, probability = bilinear(*after, n_theta, n_theta_dot)
-        best = (reward + (probability * V[successor]).sum(-1)).argmax(-1)
+        best = (reward + (probability * V[successor]).sum(axis=-1)).argmax(axis=1)
         theta, theta_dot, reward = pendulum_step(theta, theta_dot, torques[best])
         total += reward
     return total

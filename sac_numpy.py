@@ -214,6 +214,7 @@ class SAC:
 
     @property
     def alpha(self):
+        """The temperature, kept as its logarithm."""
         return math.exp(self.log_alpha[0])
 
     def policy(self, obs):
@@ -522,6 +523,7 @@ def progress_line(n_steps):
 
 
 def main():
+    """The command line -> exit status: None, 2 after an error, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(description="Train Soft Actor-Critic and evaluate it on 100 fixed starts.")
     parser.add_argument("--env", default="Pendulum-v1", help="id of a Gymnasium environment (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10_000, help="environment steps (default: %(default)s)")

@@ -349,6 +349,7 @@ def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iterati
     apart = M.MDP(np.array([[1.0], [-1.0]]), np.array([[[0]], [[1]]]), np.ones((2, 1, 1)), gamma)
     (Q, V, opt), T = M.soft_value_iteration(mdp, alpha), lambda V: M.soft_value(M.soft_backup(mdp, V), alpha)
     hard, top, rough = (M.soft_value_iteration(*x)[1] for x in ((mdp, 0), (flat, alpha), (apart, alpha, 0.0, 0.1)))
+    assert near(M.soft_value_iteration(mdp, alpha, tol=0)[1], V, 2e-9), "it must end also where only rounding is left"
     for A, B in rng().normal(size=(100, 2, 7)):
         assert near(T(A), T(B), gamma * np.abs(A - B).max() + 1e-12) and near(T(A + 5), T(A) + 5 * gamma, 1e-12)
     for _ in range(20):
@@ -492,10 +493,11 @@ full, HALF = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
 mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, successor=s, probability=p, gamma=gamma)
 
 @pytest.mark.parametrize("message, f, args", (
-    *(("must", M.max_entropy, x) for x in (                                 # outside, edge, dependent, bad shapes
-        (FACES, [1]), (FACES, [6]), (FACES ** [1, 2], [3.5, 12.5]), (np.eye(3, 2), [0.6, 0.6]), (np.ones((4, 1)), [1]),
+    *(("no distribution", M.max_entropy, x) for x in (                      # outside, on the edge, dependent features
+        *((FACES, [c]) for c in (1, 6, 7, -1e9)), (FACES ** [1, 2], [3.5, 12.5]), (np.eye(3, 2), [0.6, 0.6]),
         (np.eye(3, 2), [0.5, 0.5]), (np.eye(3, 2), [0.3, 0.7]), (np.eye(6), [1 / 6] * 6), (FACES * [1, 2], [4.5, 9]),
-        (FACES * [1, 0.1], [4.5, 0.45]), (FACES, [7]), (FACES, [np.nan]), (FACES, [4.5, 1]), (FACES[:, 0], [4.5]))),
+        (FACES * [1, 0.1], [4.5, 0.45]), (np.ones((4, 1)), [1]), (FACES ** [0, 1], [1, 4.5]))),
+    *(("must", M.max_entropy, x) for x in ((FACES, [np.nan]), (FACES, [4.5, 1]), (FACES[:, 0], [4.5]))),
     *(("Q must", M.soft_value, (Q, 1)) for Q in ([1, np.nan], [1, np.inf], 3, [])),
     *(("alpha must", M.boltzmann_policy, ([1, 2], alpha)) for alpha in (-1, np.nan, np.inf, [1, 1])),
     *(("p must", M.entropy, (p,)) for p in ([-0.5, 1.5], [0.5, 0.6], [np.nan, 1])),
