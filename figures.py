@@ -1,7 +1,7 @@
 """The figures, in the chapter's order: `python figures.py` makes all of them under plots/, with NAME one.
 
 Each figure_… function asks the modules for numbers, then draws; its docstring is the caption and states the claim.
-Theory is drawn against simulation (three_calibers: exact curves only), in the colours of Okabe and Ito."""
+Theory is drawn against simulation, in the colours of Okabe and Ito."""
 import argparse
 import functools
 import multiprocessing
@@ -150,16 +150,27 @@ def three_calibers(alpha):
     return np.array([(P[risky].sum(), P[win].sum() / P[risky].sum()) for P in (uniform, relative)] + [(causal, 0.1)])
 
 
+def lucky(alpha, p_risky, p_win, rng, n=40_000):
+    """P(risky) and P(win | risky) among random games, of which one with return R is kept with chance exp((R − 4)/α)."""
+    risky = rng.random(n) < p_risky
+    win = risky & (rng.random(n) < p_win)
+    kept = rng.random(n) < np.exp((np.where(win, 4, 1 - risky) - 4) / alpha)
+    return risky[kept].mean(), win[kept].sum() / risky[kept].sum()
+
+
 def figure_three_calibers(options):
     """In a stochastic world "maximise the entropy over paths" has three answers; only the causal one keeps the odds.
-    The first two keep the lucky among random paths, and gamble, as if luck were skill."""
-    alphas = np.logspace(-0.7, 2, 120)
+    The first two keep the lucky among random games, and gamble, as if luck were skill. Dots: 40 000 games, so kept."""
+    alphas, few, rng = np.logspace(-0.7, 2, 120), np.array([1, 2, 5, 20, 80]), np.random.default_rng(0)
     values = np.array([three_calibers(alpha) for alpha in alphas])
+    games = np.array([[lucky(alpha, *p, rng) for p in ((2 / 3, 1 / 2), (1 / 2, 0.1))] for alpha in few])
 
     fig, axes = sheet((10, 4.3), "Three calibers: safe pays 1, risky pays 4 with chance 0.1", 1, 2)
-    for ax, rows, title in zip(axes, values.T, ("P(risky)", "believed P(win | risky); in truth 0.1")):
+    for ax, rows, dots, title in zip(axes, values.T, games.T, ("P(risky)", "believed P(win | risky); in truth 0.1")):
         curves(ax, alphas, rows, ("uniform over paths", RED, "--"), ("relative to the dynamics", ORANGE, "-."),
                ("causal: soft Bellman, SAC", BLUE, "-"))
+        for y, color in zip(dots, (RED, ORANGE)):
+            ax.plot(few, y, "o", color=color, ms=6)
         explain(ax, title, "temperature α", "probability", "upper right", xscale="log", ylim=(0, 1.04))
     return fig
 

@@ -1040,6 +1040,8 @@ def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
     expected = [((e(4) + 1) / (e(4) + 1 + e(1)), e(4) / (e(4) + 1)),
                 ((0.1 * e(4) + 0.9) / (0.1 * e(4) + 0.9 + e(1)), 0.1 * e(4) / (0.1 * e(4) + 0.9)), (1 / (1 + e(0.6)), 0.1)]
     assert np.abs(F.three_calibers(1.0) - expected).max() < 1e-12
+    for exact, odds in zip(expected, ((2 / 3, 1 / 2), (1 / 2, 0.1))):       # of the kept games at least 40 000 are risky
+        assert np.abs(np.subtract(F.lucky(1.0, *odds, np.random.default_rng(1), 10**6), exact)).max() < 4 * np.sqrt(0.25 / 40_000)
 
 def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
     """C12: H falls from about log 2, the most a density on [−1, 1] can have, to H̄ = −1: no special role for 0."""
