@@ -237,9 +237,9 @@ def pendulum_returns(agent, theta, theta_dot):
 
 
 def _train_seed(seed, n_steps):
-    """In a worker: train one seed -> agent, log; every EVALUATE_EVERY steps adds to its "evaluations" (n, 100)."""
+    """In a worker: train one seed -> agent, log; its "evaluations" (n, 100) are every EVALUATE_EVERY steps and at the end."""
     def progress(step, agent, log):
-        if step % EVALUATE_EVERY == 0:
+        if step % EVALUATE_EVERY == 0 or step == n_steps:
             log.setdefault("evaluations", []).append(pendulum_returns(agent, *held_out_starts()))
             print(f"\rtraining seed {seed}: step {step} of {n_steps}    ", end="", file=sys.stderr, flush=True)
     return sac_numpy.train("Pendulum-v1", seed=seed, n_steps=n_steps, progress=progress)
@@ -249,10 +249,10 @@ def _train_seed(seed, n_steps):
 def trained(n_seeds, n_steps):
     """Agents and logs of seeds 0 … n_seeds − 1, trained in parallel processes, with a progress line."""
     with ProcessPoolExecutor(min(os.cpu_count(), n_seeds)) as pool:
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)              # workers inherit it: Ctrl-C is the parent's
-        runs = [pool.submit(_train_seed, seed, n_steps) for seed in range(n_seeds)]
-        signal.signal(signal.SIGINT, handler)
         try:
+            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)          # workers inherit it: Ctrl-C is the parent's
+            runs = [pool.submit(_train_seed, seed, n_steps) for seed in range(n_seeds)]
+            signal.signal(signal.SIGINT, handler)
             results = {run: run.result() for run in as_completed(runs)}     # raises at once what a worker raises
             return [results[run] for run in runs]
         finally:
@@ -278,7 +278,7 @@ def figure_RL_training_log(options):
     Deterministic policy, from the same 100 starts as the optimum. Thin: each seed (below: means of 50 updates)."""
     agents, logs = zip(*trained(options.seeds, options.steps))
     returns, best = np.array([log["evaluations"].mean(axis=1) for log in logs]), optimum().mean()
-    last, steps = best - returns[:, -1], EVALUATE_EVERY * np.arange(1, returns.shape[1] + 1)
+    last, steps = best - returns[:, -1], [*range(EVALUATE_EVERY, options.steps, EVALUATE_EVERY), options.steps]
     lost = np.array([optimum() - log["evaluations"][-1] for log in logs])   # (seeds, 100)
     print("regret of each seed:", *last.round(1), "  of its median start:", *np.median(lost, axis=1).round(1))
     print(f"starts that lose more than 10: {(lost > 10).sum(axis=1).mean():.1f} of 100, with {lost[lost > 10].sum() / lost.sum():.0%} of all regret")
@@ -368,8 +368,9 @@ def best_squashed_gaussian(Q, alpha, noise=np.linspace(-4, 4, 81)):
 
 def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
     """Langevin dynamics of n actions at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds ±1.
-    Q, dQ_da: values and slopes on the nodes a (A,).  A step is less than half of the width α/|∂Q/∂a| on which exp(Q/α)
-    changes.  It crosses valleys of up to four α well, deeper ones too rarely: that takes exp(depth/α), as for T = 0.1."""
+    Q, dQ_da: values and slopes on the nodes a (A,).  A step is 0.45 of the width α/|∂Q/∂a| on which exp(Q/α) changes,
+    with the root mean square of ∂Q/∂a under the policy.  Valleys of up to four α are crossed often enough; a deeper one
+    takes exp(depth/α), as for T = 0.1."""
     def minus_gradient(x):
         y, direction = fold(x)
         return -direction * np.interp(y, a, dQ_da)
@@ -494,8 +495,10 @@ def main():
     parser.add_argument("--seeds", type=int, default=10, help="how many seeds to train (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10_000, help="steps of each seed (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "plots", help="default: %(default)s")
-    options, least = parser.parse_args(), max(sac_numpy.Settings().warmup + 1, EVALUATE_EVERY)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))                 # not at once: trained must end its workers
+    options, least = parser.parse_args(), sac_numpy.Settings().warmup + 1
+    for name in ("SIGTERM", "SIGHUP"):                                      # not at once: trained must end its workers
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     try:
         if unknown := [name for name in options.names if name not in FIGURES]:
             raise ValueError(f"unknown figure {unknown[0]!r}; accepted: {', '.join(FIGURES)}")

@@ -45,8 +45,8 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
     method  "euler_maruyama"        the textbook step; its rest state is wrong by O(dt)
             "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
                                     two successive noises, so steps are not independent (free: variance 2D(t − dt/2))
-            "mala"                  Euler–Maruyama with a Metropolis test, exact for every dt (Roberts & Tweedie 1996);
-                                    needs V
+            "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): its rest state is
+                                    exact for every dt, but for a large one hardly a step is accepted; needs V
 
     ValueError for input that cannot be simulated; FloatingPointError, naming dt, if the step blows up.
     """
@@ -83,8 +83,9 @@ def _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every
     for name, value, least in whole:
         if not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be a whole number, {least} or more, got {value}")
-    if np.shape(grad_V(x)) != x.shape:
-        raise ValueError(f"grad_V must return one number per particle, {x.shape}, got {np.shape(grad_V(x))}")
+    for name, f in (("grad_V", grad_V), ("V", V)):
+        if f is not None and (np.shape(f(x)) != x.shape or not np.isfinite(f(x)).all()):
+            raise ValueError(f"{name} must return one finite number per particle, {x.shape}, got {f(x)}")
 
 
 def mala_log_ratio(x, y, V, grad_V, kT, dt, gamma=1.0):
@@ -156,8 +157,8 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
 
     Exact in time up to rounding, mass and positivity included: with q the largest rate of leaving a node, M = 1 + G/q
     holds no negative number, exp(G t) = Σ_k M^k (qt)^k e^{−qt}/k! (uniformisation; Jensen 1953), summed for a short
-    time and squared up to t.  Diagonalising the symmetrised G is faster but loses every digit of a p0 that sits where
-    exp(−V/kT) is below 1e-16.
+    time and squared up to t.  Diagonalising the symmetrised G is faster, but its error grows with 1/√w where p0 sits
+    at exp(−V/kT) = w: for w below 1e-32 no digit is right.
     """
     p, V = _check_density(p0, V, dx, kT, "p0")
     times = np.asarray(times, dtype=float)
@@ -173,9 +174,10 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
         E = np.eye(len(V))
         for j in range(20, 0, -1):                                          # Horner; the rest is below 1/21! = 2e-20
             E = np.eye(len(V)) + (qt / j) * (M @ E)
+        E /= E.sum(axis=0)                                                  # the factor e^{−qt}: probability is conserved
         for _ in range(squarings):
             E = E @ E
-            E /= E.sum(axis=0)                                              # probability is conserved: no drift by rounding
+            E /= E.sum(axis=0)                                              # and does not drift by rounding
         p = result[k] = E @ p
     return result
 
@@ -191,32 +193,36 @@ def free_energy(p, V, dx, kT):
 def kramers_rate(curvature_well, curvature_barrier, barrier, kT, gamma=1.0):
     """Rate of leaving a well, √(V''_well |V''_barrier|) / (2πγ) · exp(−barrier/kT), as kT -> 0 (Kramers 1940).
 
-    curvature_barrier < 0.
+    barrier > 0, curvature_barrier < 0.
     """
-    _check_positive(curvature_well=curvature_well, minus_curvature_barrier=-curvature_barrier, kT=kT, gamma=gamma)
+    _check_positive(curvature_well=curvature_well, minus_curvature_barrier=-curvature_barrier, barrier=barrier, kT=kT,
+                    gamma=gamma)
     return np.sqrt(curvature_well * -curvature_barrier) / (2 * np.pi * gamma) * np.exp(-barrier / kT)
 
 
 def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     """Mean time τ from a to first reach b > a, τ = 1/D ∫_a^b dy e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}.
 
-    V: a function that grows to the left, or no mean exists (ValueError).  Relative error (h V'/kT)²/12, h = (b − a)/20 000.
-    Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
+    V: a function of arrays, which must grow to the left, at least like 2 kT log|x|, or the mean may not exist (ValueError).
+    Relative error (h V'/kT)²/12 with h = (b − a)/20 000; left of a, wells count that are wider than a thousandth of their
+    distance from a.  Above 1e308 τ is inf.  Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)
-    if not a < b:
-        raise ValueError(f"b must lie to the right of a, got a = {a}, b = {b}")
-    unit, far = np.linspace(0, 1, 20_001), a - (b - a) * np.geomspace(1, 1e12, 500)
-    with np.errstate(over="ignore"):
-        V_far = V(far)
-    counts = np.flatnonzero(V_far < min(V_far.min(), V(a)) + 40 * kT)       # e^{−40} is the part of Z left out; also wells
-    if len(far) - 1 in counts:                                              # behind a barrier count
-        raise ValueError("V must grow to the left of a: no mean first-passage time exists")
-    left_end, inside = far[counts.max(initial=-1) + 1], a + (b - a) * unit
-    log_trapezoids = lambda x: np.logaddexp(-V(x[1:]) / kT, -V(x[:-1]) / kT) + np.log(np.diff(x) / 2)
-    log_left = np.append(np.logaddexp.reduce(log_trapezoids(left_end + (a - left_end) * unit)), log_trapezoids(inside))
-    f = np.exp(np.logaddexp.accumulate(log_left) + V(inside) / kT)          # in logs: either factor may overflow
-    return gamma / kT * np.sum((f[1:] + f[:-1]) / 2 * np.diff(inside))
+    if not (a < b and np.isfinite(b - a)):
+        raise ValueError(f"b must lie to the right of a, both finite, got a = {a}, b = {b}")
+    left = a - (b - a) * np.append(np.geomspace(1e12, 1e-6, 200_001), 0)    # far out e^{−V/kT} is negligible
+    inside = np.linspace(a, b, 20_001)
+    with np.errstate(over="ignore", invalid="ignore"):
+        V_left, V_inside = V(left) / kT, V(inside) / kT
+        if np.isnan(V_left).any() or np.isnan(V_inside).any():
+            raise ValueError(f"V must be a number or +inf for every x up to b, also at x = {left[0]:.3g}")
+        trapezoids = lambda x, V: np.logaddexp(-V[1:], -V[:-1]) + np.log(np.diff(x) / 2)        # in logs, for all of them
+        log_left = trapezoids(left, V_left)                                 # may overflow
+        if log_left[0] > log_left.max() - 25:                               # all cells have one relative width
+            raise ValueError("V must grow to the left of a: no mean first-passage time exists")
+        log_Z = np.append(np.logaddexp.reduce(log_left), trapezoids(inside, V_inside))
+        f = np.exp(np.logaddexp.accumulate(log_Z) + V_inside)
+        return gamma / kT * np.sum((f[1:] + f[:-1]) / 2 * np.diff(inside))
 
 
 # --- The probability of a whole path ----------------------------------------------------------------------------------

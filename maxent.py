@@ -13,7 +13,7 @@ Needs numpy only.  `python maxent.py` prints each principle beside the closed fo
     Q, V        soft action value (S, A) and soft state value (S,); F = −V free energy
     S, A, K     numbers of states, actions and successors per state and action
 
-Every function refuses input that is not finite or has the wrong shape with a ValueError.
+Input that is not finite or has the wrong shape raises a ValueError (not in pendulum_step and bilinear: bare formulas).
 """
 from dataclasses import dataclass
 
@@ -29,6 +29,14 @@ def _finite(name, x, ndim=None):
     return x
 
 
+def _over(like, name, x):
+    """x as a finite array that broadcasts to the array `like` and does not enlarge it."""
+    x = _finite(name, np.atleast_1d(x))
+    if x.ndim > like.ndim or any(n not in (1, m) for n, m in zip(x.shape[::-1], like.shape[::-1])):
+        raise ValueError(f"{name} must broadcast to the shape {like.shape}, got {x.shape}")
+    return x
+
+
 def _temperature(alpha):
     if not (np.isscalar(alpha) and np.isfinite(alpha) and alpha >= 0):
         raise ValueError(f"alpha must be a number, 0 or more, got {alpha}")
@@ -39,7 +47,8 @@ def _temperature(alpha):
 
 def entropy(p, log_base=0.0):
     """H(p) = −Σ p (log p − log_base) over the last axis, in nats, with 0 log 0 = 0.  p: (..., n) -> (...)."""
-    p, log_base = _finite("p", p), _finite("log_base", np.atleast_1d(log_base))
+    p = _finite("p", p)
+    log_base = _over(p, "log_base", log_base)
     if (p < 0).any() or not np.allclose(p.sum(-1), 1):
         raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis")
     return -np.sum(p * (np.log(p, out=np.zeros_like(p), where=p > 0) - log_base), axis=-1)
@@ -47,9 +56,8 @@ def entropy(p, log_base=0.0):
 
 def _gibbs(Q, alpha, log_base):
     """log Σ exp(Q/α + log_base), less max Q/α, and the normalised weights: the two halves of Eq. 16 and 17."""
-    Q, log_base = _finite("Q", Q), _finite("log_base", np.atleast_1d(log_base))
-    if np.broadcast_shapes(Q.shape, log_base.shape) != Q.shape:
-        raise ValueError(f"log_base must have the shape of Q, {Q.shape}, or hold one number, got {log_base.shape}")
+    Q = _finite("Q", Q)
+    log_base = _over(Q, "log_base", log_base)
     Q_max = Q.max(-1, keepdims=True)
     if alpha == 0:                                                          # the hard limit: ties share by base measure
         z = np.where(Q == Q_max, 0.0, -np.inf) + log_base
@@ -78,7 +86,8 @@ def boltzmann_policy(Q, alpha, log_base=0.0):
 
 def regularised_value(pi, Q, alpha, log_base=0.0):
     """E_π[Q] + α H(π): what the Boltzmann policy maximises, and V when it does.  pi, Q: (..., A) -> (...)."""
-    return np.sum(pi * _finite("Q", Q), axis=-1) + _temperature(alpha) * entropy(pi, log_base)      # Eq. 24; Eq. 15 at π*
+    pi = _finite("pi", pi)
+    return np.sum(pi * _over(pi, "Q", Q), axis=-1) + _temperature(alpha) * entropy(pi, log_base)    # Eq. 24; Eq. 15 at π*
 
 
 def canonical_free_energy(p, E, beta):
@@ -88,7 +97,8 @@ def canonical_free_energy(p, E, beta):
     """
     if not beta > 0:
         raise ValueError(f"beta must be a positive number, got {beta}")
-    return np.sum(p * _finite("E", E), axis=-1) - entropy(p) / beta         # Eq. 25
+    p = _finite("p", p)
+    return np.sum(p * _over(p, "E", E), axis=-1) - entropy(p) / beta        # Eq. 25
 
 
 # --- Maximum entropy under constraints --------------------------------------------------------------------------------
@@ -98,7 +108,8 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
 
     Eq. 4's maximum is p = exp(−λ·f + log_base)/Z (Eq. 5), where λ minimises the convex dual log Z(λ) + λ·means: its
     gradient is means − E[f], its Hessian Cov[f], and Newton's step is their quotient.  ValueError where no solution
-    exists: the means must lie strictly inside the convex hull of the features, and the features be independent.
+    exists: the means must lie strictly inside the convex hull of the features (if so near its edge that the variance of
+    a feature is below 1e-12 of its square range: refused, too), and the features be independent.
     """
     f, means = _finite("features", features, 2), _finite("means", means, 1)
     n, K = f.shape
@@ -117,11 +128,11 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
         centred = (f - p @ f) / reach
         hessian = (p[:, None] * centred).T @ centred                        # Cov[f], in units of reach
         try:
-            step = np.linalg.solve(hessian, -gradient / reach) / reach
+            step = np.linalg.solve(hessian + 1e-30 * np.eye(K), -gradient / reach) / reach      # the overshoot stays finite
         except np.linalg.LinAlgError:
             break
         size, value = 1.0, dual(lam)
-        while size > 1e-10 and dual(lam + size * step) > value + 1e-13:
+        while size > 1e-40 and dual(lam + size * step) > value + 1e-13:
             size /= 2                                                       # far from the minimum a full step overshoots
         lam = lam + size * step
         if np.abs(step * reach).max() < 1e-7:                               # quadratic: the step just taken leaves 1e-14
@@ -142,15 +153,17 @@ class MDP:
     gamma: float
 
     def __post_init__(self):
-        S = len(_finite("reward", self.reward, 2))
-        P = _finite("probability", self.probability, 3)
+        for name, ndim in (("reward", 2), ("probability", 3)):
+            object.__setattr__(self, name, _finite(name, getattr(self, name), ndim))
+        object.__setattr__(self, "successor", np.asarray(self.successor))
+        S, P = len(self.reward), self.probability
         if P.shape[:2] != self.reward.shape or self.successor.shape != P.shape:
             raise ValueError(f"reward {self.reward.shape}, successor {self.successor.shape} and probability {P.shape} "
                              "must have the shapes (S, A), (S, A, K) and (S, A, K)")
-        if self.successor.dtype.kind not in "iu" or self.successor.min() < 0 or self.successor.max() >= S:
-            raise ValueError(f"successor must hold whole numbers from 0 to {S - 1}")
-        if P.min() < 0 or not np.allclose(P.sum(-1), 1):
-            raise ValueError("probability must be nowhere negative and of sum 1 over its last axis")
+        if self.successor.dtype.kind != "i" or self.successor.min() < 0 or self.successor.max() >= S:
+            raise ValueError(f"successor must hold integers from 0 to {S - 1}")
+        if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # what is missing would add up to 1/(1 − γ) times
+            raise ValueError("probability must be nowhere negative and of sum 1 over its last axis, to within 1e-9")
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must lie between 0 and 1, got {self.gamma}")
 
@@ -161,8 +174,9 @@ def return_and_entropy(mdp, pi):
     E Σ γ^t r_t is Eq. 9.  ValueError if gamma = 1: the sums need not exist.
     """
     S, A, K = mdp.successor.shape
-    if mdp.gamma == 1 or np.shape(pi) != (S, A):
-        raise ValueError(f"an infinite horizon needs gamma < 1, and pi the shape {S, A}; got {mdp.gamma}, {np.shape(pi)}")
+    pi = _finite("pi", pi)
+    if mdp.gamma == 1 or pi.shape != (S, A):
+        raise ValueError(f"an infinite horizon needs gamma < 1, and pi the shape {S, A}; got {mdp.gamma}, {pi.shape}")
     P = np.zeros((S, S))
     np.add.at(P, (np.arange(S)[:, None, None], mdp.successor), pi[:, :, None] * mdp.probability)
     now = np.stack((np.sum(pi * mdp.reward, axis=1), entropy(pi)), axis=1)
@@ -184,7 +198,7 @@ def soft_backup(mdp, V):
 
 
 def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
-    """The soft-optimal Q (S, A), V (S,), π (S, A), with an error in V below tol.  ValueError if gamma = 1.
+    """The soft-optimal Q (S, A), V (S,), π (S, A), with an error in V below tol or rounding.  ValueError if gamma = 1.
 
     A sweep shrinks differences of V by γ or better.  The change becomes the same for all states long before it becomes
     small; then what is still to come is that change times γ/(1 − γ) (Puterman 1994, §6.6).
@@ -192,12 +206,11 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     gamma = mdp.gamma
     if gamma == 1:
         raise ValueError("an infinite horizon needs gamma < 1")
-    V, errors = np.zeros(len(mdp.reward)), [np.inf]
-    while True:
+    V = np.zeros(len(mdp.reward))
+    for _ in range(2 + int(40 / (1 - gamma))):                              # γⁿ < e^{−40}: only rounding is left
         change = soft_value(soft_backup(mdp, V), alpha, log_base) - V
         V = V + change + gamma / (1 - gamma) * (change.max() + change.min()) / 2
-        errors.append(gamma / (1 - gamma) * np.ptp(change) / 2)
-        if errors[-1] < tol or errors[-1] >= errors[-2]:                    # or only rounding is left
+        if gamma / (1 - gamma) * np.ptp(change) / 2 < tol:
             break
     Q = soft_backup(mdp, V)
     return Q, soft_value(Q, alpha, log_base), boltzmann_policy(Q, alpha, log_base)
@@ -206,12 +219,15 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
 # --- Maximum caliber: entropy over paths ------------------------------------------------------------------------------
 
 def enumerate_paths(mdp, start, horizon):
-    """Every path (s₀, a₀, s₁, …, s_H) from start -> paths (n, 2H + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,)."""
+    """Every path (s₀, a₀, s₁, …, s_H) from start -> paths (n, 2H + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,).
+
+    A successor that is listed twice gives two paths, each with its part of the probability.
+    """
     S, A, K = mdp.successor.shape
     if not 0 <= start < S or horizon < 0:
         raise ValueError(f"start must be a state, 0 to {S - 1}, and horizon not negative, got {start} and {horizon}")
     if (A * K) ** horizon > 2_000_000:
-        raise ValueError(f"(A K)^horizon = {(A * K) ** horizon} paths are too many to enumerate; at most 2 000 000")
+        raise ValueError(f"({A} · {K})^{horizon} paths are too many to enumerate; at most 2 000 000")
     paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
     for t in range(horizon):
         n, a, k = (i.ravel() for i in np.indices((len(paths), A, K)))
@@ -228,8 +244,8 @@ def max_caliber(mdp, start, horizon, mean_return):
 
     Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and the entropy taken relative to the dynamics, so that
     P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return is whatever
-    it is.  α is negative for a mean return below that of uniform actions, and infinite (or above 1e12) at that one.
-    ValueError if no path distribution has this mean.
+    it is.  α is negative for a mean return below that of uniform actions; at that one it is infinite, or by
+    rounding huge, of either sign.  ValueError where max_entropy finds no solution.
     """
     paths, returns, log_p = enumerate_paths(mdp, start, horizon)
     minus_lam, P = max_entropy(returns[:, None], [mean_return], log_p)      # Eq. 8 (path distribution), λ from Eq. 7
@@ -258,7 +274,7 @@ def policy_flow(pi0, Q, alpha, times):
 # --- Pendulum-v1, exactly ---------------------------------------------------------------------------------------------
 
 def pendulum_step(theta, theta_dot, torque):
-    """One step of Gymnasium's Pendulum-v1, elementwise -> (theta, theta_dot, reward); theta = 0 is upright."""
+    """One step of Gymnasium's Pendulum-v1, elementwise, |torque| ≤ 2 -> (theta, theta_dot, reward); theta = 0: upright."""
     angle = (theta + np.pi) % (2 * np.pi) - np.pi
     reward = -(angle**2 + 0.1 * theta_dot**2 + 0.001 * torque**2)
     theta_dot = np.clip(theta_dot + (15 * np.sin(theta) + 3 * torque) * 0.05, -8, 8)
@@ -292,13 +308,15 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
     |u| ≤ 6, with weights da = sech² u du, and so resolves the layers of width α/|∂Q/∂a| at the bounds that a "uniform"
     grid (bounds included, equal weights) mis-integrates.  "uniform" is for α = 0.
     """
-    if spacing not in ("tanh", "uniform"):
-        raise ValueError(f"spacing must be 'tanh' or 'uniform', got {spacing!r}")
+    if spacing not in ("tanh", "uniform") or min(n_theta, n_theta_dot, n_a) < 2:
+        raise ValueError(f"spacing must be 'tanh' or 'uniform', and each number of nodes at least 2, got {spacing!r} and "
+                         f"{n_theta}, {n_theta_dot}, {n_a}")
     theta = -np.pi + 2 * np.pi / n_theta * np.arange(n_theta)
     theta_dot = np.linspace(-8, 8, n_theta_dot)
     u = np.linspace(-6, 6, n_a)
     a = np.tanh(u) if spacing == "tanh" else u / 6
-    log_base = np.log((1 - a * a) * (u[1] - u[0])) if spacing == "tanh" else np.full(n_a, np.log(2 / n_a))
+    weight = 1 - a * a if spacing == "tanh" else np.ones(n_a)
+    log_base = np.log(2 * weight / weight.sum())                            # the measure of [−1, 1] is 2
     *after, reward = pendulum_step(*np.meshgrid(theta, theta_dot, 2 * a, indexing="ij"))
     S = n_theta * n_theta_dot
     successor, probability = (w.reshape(S, n_a, 4) for w in bilinear(*after, n_theta, n_theta_dot))
@@ -312,8 +330,9 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
     each number is a return that was really reached, a lower bound of the optimum.
     """
     theta, theta_dot = _finite("thetas", thetas, 1).copy(), _finite("theta_dots", theta_dots, 1).copy()
-    if theta.shape != theta_dot.shape:
-        raise ValueError(f"thetas and theta_dots must have one shape, got {theta.shape} and {theta_dot.shape}")
+    if theta.shape != theta_dot.shape or n_steps < 1:
+        raise ValueError(f"thetas and theta_dots must have one shape and n_steps be at least 1, got {theta.shape}, "
+                         f"{theta_dot.shape} and {n_steps}")
     mdp = pendulum_mdp(n_theta, n_theta_dot, n_torque, gamma=1.0, spacing="uniform")
     values = [np.zeros(n_theta * n_theta_dot)]
     for _ in range(n_steps - 1):

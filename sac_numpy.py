@@ -18,6 +18,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
     os.environ.setdefault(_variable, "1")        # one BLAS thread is faster at these sizes; must precede import numpy
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -237,8 +238,8 @@ class SAC:
         return np.tanh(mu if deterministic else mu + np.exp(log_std) * self.rng.standard_normal(mu.shape, self.dtype))
 
     def checked(self, obs):
-        """One observation (obs_dim,) as an array of this agent's; ValueError or FloatingPointError if it cannot be one."""
-        obs = np.asarray(obs, self.dtype)
+        """A copy of one observation (obs_dim,), for an environment may go on writing into its own; an error if it is none."""
+        obs = np.array(obs, self.dtype)
         if obs.shape != (self.obs_dim,):
             raise ValueError(f"the observation must have shape ({self.obs_dim},), got {obs.shape}")
         check_finite("observation", obs)
@@ -292,16 +293,16 @@ class SAC:
     def update(self, batch):
         """One step on each of the four: critics, actor, temperature, target networks -> dict of losses, α and entropy.
 
-        batch: obs, a, reward, next_obs, terminated.  FloatingPointError if a loss is not finite, before it does harm.
+        batch: obs, a, reward, next_obs, terminated.  FloatingPointError if a gradient is not finite, before it does harm.
         """
         obs, a, reward, next_obs, terminated = batch
         noise = self.rng.standard_normal((2, *a.shape), self.dtype)
         critic_step, actor_step, temperature_step = (optimiser.step for optimiser in self.optimisers)
         critic_loss, d_theta = self.critic_loss(obs, a, self.target(reward, next_obs, terminated, noise[0]))
-        check_finite("critic loss", critic_loss)
+        check_finite("critic's squared gradient", np.vdot(d_theta, d_theta))
         critic_step(d_theta)
         actor_loss, d_theta, log_prob = self.actor_loss(obs, noise[1])
-        check_finite("actor loss", actor_loss)
+        check_finite("actor's squared gradient", np.vdot(d_theta, d_theta))
         actor_step(d_theta)
         if self.settings.tune_alpha:
             temperature_step(self.temperature_loss(log_prob)[1])
@@ -310,15 +311,19 @@ class SAC:
                 "alpha": self.alpha, "entropy": -float(log_prob.mean())}
 
     def save(self, path):
-        """Write the agent to an .npz file, whole or not at all: networks, α, bounds, settings, random state; no pickle."""
+        """Write the agent to an .npz file, whole or not at all: networks, α, bounds, settings, random state; no pickle.
+
+        Adam's means are not kept: update after load would start them, and the learning rate, afresh.
+        """
         path = Path(path)
         about = {"obs_dim": self.obs_dim, "dtype": self.dtype.name, "settings": asdict(self.settings),
                  "rng": self.rng.bit_generator.state}
         part = path.with_name(path.name + ".part")
         try:
             with open(part, "wb") as file:
-                np.savez(file, about=json.dumps(about), low=self.low, high=self.high, actor=self.actor.theta,
-                         critic=self.critic.theta, critic_target=self.critic_target.theta, log_alpha=self.log_alpha)
+                np.savez(file, about=json.dumps(about, default=lambda number: number.item()), low=self.low, high=self.high,
+                         actor=self.actor.theta, critic=self.critic.theta, critic_target=self.critic_target.theta,
+                         log_alpha=self.log_alpha)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -326,9 +331,9 @@ class SAC:
     @classmethod
     def load(cls, path):
         """The agent that save wrote: it acts bitwise as before.  ValueError if the file is damaged or something else."""
+        content = Path(path).read_bytes()
         try:
-            with open(path, "rb") as file:
-                data = dict(np.load(file, allow_pickle=False))
+            data = dict(np.load(io.BytesIO(content), allow_pickle=False))
             about = json.loads(str(data["about"]))
             settings = Settings(**{**about["settings"], "hidden": tuple(about["settings"]["hidden"])})
             agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=about["dtype"])
@@ -336,11 +341,9 @@ class SAC:
                 check_finite(name, data[name])
                 theta = getattr(agent, name).theta
                 theta[:] = data[name].reshape(theta.shape)
-            check_finite("temperature", data["log_alpha"])
             agent.log_alpha[...] = data["log_alpha"]
+            check_finite("temperature", agent.alpha)
             agent.rng.bit_generator.state = about["rng"]
-        except OSError:
-            raise
         except Exception as error:                                          # every way in which a file can be damaged
             raise ValueError(f"{path} is not a whole file written by SAC.save ({error})") from None
         return agent
@@ -374,13 +377,13 @@ def environment(env):
         made = gym.make(env) if isinstance(env, str) else env
     except Exception as error:
         raise ValueError(f"cannot make the environment {env!r}: {error}") from None
-    obs, action = made.observation_space, made.action_space
-    if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
-        raise ValueError(f"observations must be a flat Box, of shape (n,), got {obs}")
-    if (not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded()
-            or not np.issubdtype(action.dtype, np.floating)):
-        raise ValueError(f"actions must be a flat Box of floats with finite bounds, got {action}")
     try:
+        obs, action = made.observation_space, made.action_space
+        if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
+            raise ValueError(f"observations must be a flat Box, of shape (n,), got {obs}")
+        if (not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded()
+                or not np.issubdtype(action.dtype, np.floating)):
+            raise ValueError(f"actions must be a flat Box of floats with finite bounds, got {action}")
         yield made
     finally:
         if made is not env:
@@ -416,7 +419,7 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
     s, step = agent.settings, 0
     slope = (s.final_learning_rate - s.learning_rate) / (n_steps - s.warmup)
     try:
-        obs, t, episode_return, random_steps = agent.checked(env.reset(seed=seed)[0]), 0, 0.0, 0
+        obs, t, episode_return, random_steps = agent.checked(env.reset(seed=int(seed))[0]), 0, 0.0, 0
         for step in range(1, n_steps + 1):
             if step > s.warmup and t >= random_steps:
                 a = agent.sample(obs[None])[0]
@@ -511,15 +514,28 @@ def benchmark():
 
 def progress_line(n_steps):
     """A progress callback that keeps one line up to date: step, last return, α, entropy, steps per second, time left."""
-    started = time.monotonic()
+    seen = [0, time.monotonic()]                                            # step and time of the line before
 
     def show(step, agent, log):
         if step % 100 == 0 or step == n_steps:
-            rate = step / max(time.monotonic() - started, 1e-9)
+            now = time.monotonic()
+            rate, seen[:] = (step - seen[0]) / max(now - seen[1], 1e-9), (step, now)
             last, entropy = (log[key][-1] if log[key] else math.nan for key in ("episode_return", "entropy"))
             print(f"\rstep {step}/{n_steps}   last return {last:7.1f}   α {agent.alpha:.4f}   entropy {entropy:5.2f}   "
                   f"{rate:5.0f} steps/s   {(n_steps - step) / rate:4.0f} s left ", end="", file=sys.stderr, flush=True)
     return show
+
+
+def check_writable(path):
+    """ValueError if SAC.save could not write path."""
+    part = Path(path + ".part")
+    try:
+        if Path(path).is_dir():
+            raise IsADirectoryError(0, "it is a folder")
+        part.touch()
+        part.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {error.strerror}") from None
 
 
 def main():
@@ -528,23 +544,24 @@ def main():
     parser.add_argument("--env", default="Pendulum-v1", help="id of a Gymnasium environment (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=10_000, help="environment steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", metavar="FILE", help="write the trained agent, also after Ctrl-C")
-    parser.add_argument("--load", metavar="FILE", help="evaluate this agent instead of training one")
+    file = parser.add_mutually_exclusive_group()
+    file.add_argument("--save", metavar="FILE", help="write the trained agent, also after Ctrl-C")
+    file.add_argument("--load", metavar="FILE", help="evaluate this agent instead of training one")
     parser.add_argument("--benchmark", action="store_true", help="time one update against its bare matrix products")
     args = parser.parse_args()
-    if args.benchmark:
-        return benchmark()
     try:
-        if args.save and (Path(args.save).is_dir() or not os.access(Path(args.save).resolve().parent, os.W_OK)):
-            raise ValueError(f"cannot write {args.save}: it is a folder, or its folder does not exist or is not writable")
-        if args.load:
+        if args.benchmark:
+            return benchmark()
+        if args.save is not None:
+            check_writable(args.save)
+        if args.load is not None:
             agent = SAC.load(args.load)
         else:
             try:
                 agent, log = train(args.env, seed=args.seed, n_steps=args.steps, progress=progress_line(args.steps))
             finally:
                 print(file=sys.stderr)                                      # ends the progress line
-            if args.save:
+            if args.save is not None:
                 agent.save(args.save)
             if log["n_steps"] < args.steps:
                 raise KeyboardInterrupt(f"after {log['n_steps']} of {args.steps} steps")

@@ -126,6 +126,7 @@ def test_evolution_is_the_sum_over_modes_and_keeps_mass_and_sign_also_where_that
     edge, one_well = (GRID == GRID[-1]) / DX, 2 * L.boltzmann_density(WELL, DX, 0.05) * (GRID > 0)
     p = L.fokker_planck_evolve(edge, WELL, DX, 0.05, [0.1, 1e3])
     assert (p >= 0).all() and np.abs(p.sum(axis=1) * DX - 1).max() < 1e-12 and np.allclose(p[1], one_well, atol=1e-3)
+    assert np.abs(L.fokker_planck_evolve(START, WELL, DX, KT, np.linspace(0, 1e-3, 51)).sum(axis=1) * DX - 1).max() < 1e-12
     assert modes(WELL, DX, 0.05, edge, [0.1])[1].min() < -1, "negative control: the sum over modes was right"
 
 def test_free_energy_never_rises_and_exceeds_its_minimum_by_kT_times_the_divergence_from_boltzmann():
@@ -167,6 +168,21 @@ def test_first_passage_times_add_up_also_where_an_integrand_overflows_or_a_well_
     for a, b, c in ((-3, -1, -0.5), (0.9, 1, 2)):                           # from 1 on, the well at −1 holds half of Z
         assert np.isclose(tau(a, b) + tau(b, c), tau(a, c), rtol=1e-4)
     assert np.isclose(L.mean_first_passage_time(lambda x: x * x / 2, 0, 1e-7, 1.0), 1e-7 * np.sqrt(np.pi / 2), rtol=1e-5)
+
+def test_first_passage_sees_heavy_tails_and_narrow_wells_far_to_the_left_and_refuses_where_no_mean_exists():
+    """V = log(1 + x²) at kT = 1, from 0 to 1: the inner integral is arctan y + π/2; a well of V adds its Z to the inner integral."""
+    tau = lambda V: L.mean_first_passage_time(V, 0.0, 1.0, 1.0)
+    y = np.polynomial.legendre.leggauss(40)
+    outer = lambda inner: y[1] / 2 @ inner((y[0] + 1) / 2)                  # ∫_0^1 dy
+    assert np.isclose(tau(lambda x: np.log(1 + x * x)), outer(lambda y: (1 + y * y) * (np.arctan(y) + np.pi / 2)), rtol=1e-6)
+    Z = lambda V, x: np.exp(-V(x)).sum() * (x[1] - x[0])
+    narrow, bowl = lambda x: x * x / 2 - 60 * np.exp(-((x + 10) ** 2) / 0.02), lambda x: x * x / 2
+    x = np.linspace(-12, -8, 400_001)
+    expected = tau(bowl) + (Z(narrow, x) - Z(bowl, x)) * outer(lambda y: np.exp(y * y / 2))
+    assert np.isclose(tau(narrow), expected, rtol=1e-5) and expected > 100 * tau(bowl)
+    for V in (lambda x: np.log(1 + x * x) / 2, lambda x: 45 * (1 - np.exp(-x * x)), lambda x: 0 * x, lambda x: x):
+        with pytest.raises(ValueError, match="V must grow to the left"):
+            tau(V)
 
 def test_kramers_rate_and_spectral_gap_are_those_of_the_first_passage_time_as_temperature_falls():
     """kτ − 1 halves with kT and extrapolates to 0; λ1τ/2 = 1, for a hop and its return relax an ensemble together."""
@@ -218,7 +234,7 @@ passage = lambda V=L.double_well, a=-1.0, kT=1.0, gamma=1.0: L.mean_first_passag
         (run, "kT dt gamma"), (evolve, "dx kT gamma"), (passage, "kT gamma"))),
     (run, "x0", "x0 must be a one-dimensional array", (1.0, np.zeros((2, 2)), [0.0, np.nan], [np.inf])),
     (run, "n_steps record_every", "{} must be a whole number", (-1, 1.5)), (run, "record_every", "1 or more", [0]),
-    (run, "grad_V", "grad_V must return one number", [np.sum]), (run, "method", "mala.*needs the potential", ["mala"]),
+    (run, "grad_V V", "{} must return one finite number", (np.sum, lambda x: np.nan * x)), (run, "method", "mala.*needs the potential", ["mala"]),
     (run, "method", "'verlet'; accepted: .*, mala", ["verlet"]), (run, "rng", "blew up at step .: dt = 0.5", [RNG(13)]),
     (evolve, "V", "V must hold finite", ([[0, 0]], [1], [0, np.inf])), (evolve, "p0", "p0 must hold", [[1, np.nan]]),
     (evolve, "p0", "p0 must be a density", ([1, 1, 1], [1, -1])), (passage, "a", "b must lie to the right", [1.0, 2.0]),
@@ -326,6 +342,9 @@ def test_multipliers_of_gaussian_exponential_and_binomial_and_the_derivatives_of
     (lam, p), (_, flat) = (M.max_entropy(k[:, None], [20 * q], log_base) for log_base in (log_count, 0.0))
     assert near(lam, np.log(1 / q - 1), 1e-10) and near(p / np.exp(log_count), q**k * (1 - q) ** (20 - k), 1e-12)
     assert not near(flat, p, 0.02)
+    for unlikely in (-30.0, -1000.0):                                       # a Newton step from λ = 0 overshoots by e^30
+        (lam,), p = M.max_entropy([[0], [1]], [0.5], [0, unlikely])
+        assert near((lam - unlikely, *p), (0, 0.5, 0.5), 1e-12)
     f, lam, axes, log_Z = rng().normal(size=(6, 2)), np.array([0.3, -0.8]), np.eye(2), lambda l: M.soft_value(-f @ l, 1)
     p, along = M.boltzmann_policy(-f @ lam, 1.0), lambda g, e: lambda l: slope(lambda x: g(l + x * e), 0.0, 1e-3)
     assert near([along(log_Z, e)(lam) for e in axes], -p @ f, 1e-10) and near(M.max_entropy(f, p @ f)[0], lam, 1e-10)
@@ -360,6 +379,13 @@ def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iterati
     assert near(Q - alpha * np.log(opt), V[:, None], 1e-9) and near(M.soft_policy_evaluation(mdp, opt, alpha), V, 2e-9)
     assert -2e-9 < (V - hard).min() and (V - hard).max() < bound and near(top - 1 / (1 - gamma), bound, 2e-9)
     assert near(rough, np.array((1, -1)) / (1 - gamma), 0.1) and (gamma < 0.99 or abs(rough[0] - 100) > 0.09)
+
+def test_value_iteration_is_as_exact_as_promised_on_a_ring_where_nothing_mixes():
+    """One action, fifty states in a ring: V solves a linear system; the change of a sweep shrinks by γ = 0.999 at most."""
+    ring, reward = np.roll(np.eye(50), 1, axis=1), 100 + rng().normal(size=(50, 1))
+    mdp = M.MDP(reward, ring.argmax(axis=1)[:, None, None], np.ones((50, 1, 1)), 0.999)
+    exact = np.linalg.solve(np.eye(50) - 0.999 * ring, reward[:, 0])
+    assert near(M.soft_value_iteration(mdp, 1.0)[1], exact, 1e-9) and near(M.soft_policy_evaluation(mdp, np.ones((50, 1)), 1), exact, 1e-9)
 
 def soft_paths(mdp, alphas):                                                # backward induction, Eq. 14, 16, 17
     (paths, returns, log_p), V, P = M.enumerate_paths(mdp, 0, len(alphas)), np.zeros(len(mdp.reward)), 1.0
@@ -510,7 +536,11 @@ mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, suc
     *((message, M.policy_flow, (p, [1, 2], 1, t)) for message, p, t in (
         ("p must", [0.5, 0.6], [1]), ("pi0 must", [0, 1], [1]), ("times must", [0.5, 0.5], 1))),
     ("spacing must", M.pendulum_mdp, (5, 5, 5, 0.9, "x")), ("must", M.pendulum_optimal_return, ([np.nan], [0])),
-    ("Q must", M.regularised_value, (HALF, HALF * np.nan, 1)), ("V must", M.soft_backup, (mdp(), np.ones(5))),
+    ("Q must", M.regularised_value, (HALF, HALF * np.nan, 1)), ("Q must", M.regularised_value, ([1.0], [1, 2], 1)),
+    ("log_base must", M.entropy, ([1.0], [1, 2])), ("E must", M.canonical_free_energy, ([1.0], [1, 2], 1.0)),
+    ("sum 1", mdp, [HALF, full(0), full(0.5 + 1e-8)]), ("at least 2", M.pendulum_mdp, (5, 5, 1)),
+    ("n_steps", M.pendulum_optimal_return, ([0.0], [0.0], 5, 5, 5, 0)), ("beta must", M.canonical_free_energy, ([1.0], [1], 0)),
+    ("V must", M.soft_backup, (mdp(), np.ones(5))),
     ("pi the", M.return_and_entropy, (mdp(), np.ones((2, 1)))), ("start must", M.max_caliber, (mdp(), 2, 1, 1.0))))
 
 def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong(message, f, args):
@@ -767,17 +797,18 @@ def test_update_steps_critics_actor_and_temperature_then_averages_the_targets_an
     other.critic_target.theta[:] = 0.1 * other.critic.theta + 0.9 * other.critic_target.theta
     assert np.allclose(parameters(agent), parameters(other), rtol=1e-12) and agent.rng.random() == other.rng.random()
     assert metrics == dict(critic_loss=critic_loss, actor_loss=actor_loss, alpha=other.alpha, entropy=-log_prob.mean())
-    for name in ("actor", "critic"):
+    for name, bad in itertools.product(("actor", "critic"), (nan, 1e200)):  # the square of 1e200 is infinite
         before = getattr(agent, name).theta.copy()
-        setattr(agent, f"{name}_loss", lambda *_: (nan, before, before)[:2 + (name == "actor")])
-        with pytest.raises(FloatingPointError, match=f"the {name} loss is not finite: nan"):
+        setattr(agent, f"{name}_loss", lambda *_: (0.0, before * 0 + bad, before)[:2 + (name == "actor")])
+        with pytest.raises(FloatingPointError, match=f"the {name}'s squared gradient is not finite: (nan|inf)"):
             agent.update(batch)
         assert np.array_equal(getattr(agent, name).theta, before), "the step was taken all the same"
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_refused(dtype, tmp_path, monkeypatch):
     """Deterministic, and with the noise that would have come next.  An interrupted save leaves the old file alone."""
-    agent, file, bad = S.SAC(3, [-1, 0], [3, 10], SMALL, 4, dtype), tmp_path / "agent.npz", tmp_path / "bad.npz"
+    settings = replace(SMALL, batch_size=np.int64(16), gamma=np.float64(0.9), tune_alpha=np.True_)
+    agent, file, bad = S.SAC(3, [-1, 0], [3, 10], settings, 4, dtype), tmp_path / "agent.npz", tmp_path / "bad.npz"
     obs = np.random.default_rng(7).normal(size=(5, 3))
     agent.act(obs), agent.save(file), agent.save(file)
     loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
@@ -788,7 +819,9 @@ def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_re
             patch.setattr(owner, name, broken)
             agent.save(file)
     assert file.read_bytes() == whole and [f.name for f in tmp_path.iterdir()] == ["agent.npz"]
-    for content in (b"", b"a text", whole[:-1], *(whole[:len(whole) * k // 10] for k in range(1, 10)), dict(x=nan),
+    offset = whole.rfind(b"PK\5\6") + 16                                    # of the directory of the archive
+    misled = whole[:offset] + (10**6).to_bytes(4, "little") + whole[offset + 4:]
+    for content in (b"", b"a text", whole[:-1], misled, data | dict(log_alpha=[800.0]), *(whole[:len(whole) * k // 10] for k in range(1, 10)), dict(x=nan),
                     *(data | bad for bad in (dict(about="{"), dict(about="{}"), dict(actor=data["actor"][1:]),
                                              dict(actor=nan * data["actor"]), dict(a_pickle=np.array([print]))))):
         bad.write_bytes(content) if isinstance(content, bytes) else np.savez(bad, **content)
@@ -858,9 +891,32 @@ def test_training_warms_up_with_held_random_actions_then_follows_the_policy_and_
     assert np.array_equal(log["episode_step"], steps[9::10]) and (log["episode_return"] == 10).all()
     assert np.array_equal(log["observations"], [row[0] for row in rows])
 
+def test_an_environment_may_go_on_writing_into_the_array_that_it_returned(rows, monkeypatch):
+    """s and s' of a transition must not become one."""
+    env = Toy(observation_space=Box(-inf, inf, (2,), np.float32))
+    own, step = np.zeros(2, np.float32), env.step
+    def write_over(action):
+        obs, *rest = step(action)
+        own[:] = obs
+        return own, *rest
+    env.step = write_over
+    S.train(env, SMALL, n_steps=60)
+    assert all(next_obs[0] == obs[0] + 1 for obs, _, _, next_obs, _ in rows)
+
+def test_an_environment_made_from_an_id_is_closed_also_if_refused_and_a_given_one_stays_open(monkeypatch):
+    """A refusal for its spaces, and one for those of the agent."""
+    closed = []
+    for space in (gym.spaces.Discrete(3), Box(-inf, inf, (2,))):
+        env = Toy(observation_space=space, close=lambda: closed.append(space))
+        monkeypatch.setattr(gym, "make", lambda name: env)
+        for given in (env, "Toy-v0"):
+            with pytest.raises(ValueError, match="must be a flat Box|of another environment"):
+                S.evaluate(AGENT, given, [0])
+        assert closed.pop() is space and not closed
+
 def test_equal_seeds_give_bitwise_equal_parameters_and_different_seeds_different_ones():
     """Same machine, one thread; on an environment of Gymnasium that terminates."""
-    one, two, other = (parameters(S.train("MountainCarContinuous-v0", SMALL, seed, 300)[0]) for seed in (3, 3, 4))
+    one, two, other = (parameters(S.train("MountainCarContinuous-v0", SMALL, seed, 300)[0]) for seed in (3, np.int64(3), 4))
     assert np.isfinite(one).all() and np.array_equal(one, two) and np.mean(one == other) < 0.1
 
 class Reacher(gym.Env):
@@ -911,7 +967,8 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("words, env, message", [
     ("--steps 50", Toy(), "n_steps must"), ("--env Nil-v0", None, "cannot make"), ("--env CartPole-v1", None, "Box"),
-    ("--save no/a.npz", None, "cannot write no/a"), ("--save .", Toy(), "cannot write ."), ("--load no", None, "'no'"),
+    ("--save no/a.npz", None, "cannot write no/a"), ("--save .", Toy(), "cannot write .: it is a folder"),
+    ("--save text/a.npz", Toy(), "cannot write text"), (f"--save {252 * 'x'}", Toy(), "cannot write x"), ("--load no", None, "'no'"),
     ("--load text", None, "not a whole file"), ("--load other.npz", Toy(), "of another environment"),
     ("--load toy.npz", Toy(event=lambda step: step == 9 and {}["torque"]), "KeyError: 'torque'"),
     *(("--steps 190 --save a.npz", Toy(event=event), message) for event, message in (
@@ -919,7 +976,7 @@ def command(monkeypatch, capsys, tmp_path):
         (lambda step: step == 160 and ([0, nan], 1.0), "step 160: the observation is not finite"),
         (lambda step: step == -160 and ([inf, 0],), "step 160: the observation is not finite"),
         (lambda step: step == 160 and ([0, 0], -inf), "step 160: the reward is not finite"),
-        (lambda step: step > 50 and ([1e30, 0], 1.0), r"step \d+: the critic loss is not finite"),
+        (lambda step: step > 50 and ([1e30, 0], 1.0), r"step \d+: the critic's squared gradient is not finite"),
         (lambda step: step == 160 and ([0], 1.0), r"step 160.*shape \(2,\), got \(1,\)"),
         (lambda step: step == -160 and ([0, 0, 0],), r"step 160.*shape \(2,\), got \(3,\)")))])
 
@@ -933,12 +990,12 @@ def test_a_wrong_call_or_bad_number_prints_one_line_exits_with_2_and_leaves_no_f
     assert {f.name for f in Path().iterdir()} == {"text", "other.npz", "toy.npz"}
 
 def test_command_line_shows_progress_trains_evaluates_saves_and_loads(command, monkeypatch):
-    """A clock that gains 50 s per look: 100 steps in 50 s leave 35 s for 70.  The loaded agent is evaluated alike."""
+    """A clock that gains 50 s per look: 2 steps/s leave 35 s for 70, then 1.4.  The loaded agent is evaluated alike."""
     monkeypatch.setattr(S, "time", SimpleNamespace(monotonic=partial(next, itertools.count(1000, 50))))
     status, out, lines = command("--steps 170 --save agent.npz", Toy(5))
     shown = re.compile(r"step +(\d+)/170 +last return +(\S+) +α (\S+) +entropy +(\S+) +(\d+) steps/s +(\d+) s left ?")
     table = [shown.fullmatch(line).group(1, 2, 5, 6) for line in lines]
-    assert table == [("100", "5.0", "2", "35"), ("170", "5.0", "2", "0")]
+    assert table == [("100", "5.0", "2", "35"), ("170", "5.0", "1", "0")]
     assert not status and out.startswith("mean return over 100 episodes from reset(seed=0..99): 5.0")
     assert command("--load agent.npz", Toy(5)) == (None, out, [])
 
