@@ -288,8 +288,8 @@ def figure_RL_training_log(options):
     fig, ((curve, regret), (entropy, loss)) = sheet((10, 7), title, 2, 2, sharex=True)
     for ax, values in ((curve, returns), (regret, best - returns)):
         ax.plot(steps, values.T, color=BLUE, lw=0.7, alpha=0.5)
-        ax.fill_between(steps, *bootstrap_band(values), color=BLUE, alpha=0.25, lw=0, label="its 95 % bootstrap band")
         curves(ax, steps, [interquartile_mean(values)], ("interquartile mean", BLUE, "-"))
+        ax.fill_between(steps, *bootstrap_band(values), color=BLUE, alpha=0.25, lw=0, label="its 95 % bootstrap band")
     curve.axhline(best, color=BLACK, ls="--", label=f"exact optimum, {best:.1f}")
     curve.axhspan(-300, -150, color=ORANGE, alpha=0.15, lw=0, label="the chapter's “well trained”")
     for key, name, color in (("entropy", "entropy of π", GREEN), ("actor_loss", "actor loss, ≈ −V", BLUE),
