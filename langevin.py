@@ -214,7 +214,7 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     inside = np.linspace(a, b, 20_001)
     with np.errstate(over="ignore", invalid="ignore"):
         V_left, V_inside = V(left) / kT, V(inside) / kT
-        if np.isnan(V_left).any() or np.isnan(V_inside).any():
+        if np.isnan(np.append(V_left, V_inside)).any():
             raise ValueError(f"V must be a number or +inf for every x up to b, also at x = {left[0]:.3g}")
         trapezoids = lambda x, V: np.logaddexp(-V[1:], -V[:-1]) + np.log(np.diff(x) / 2)        # in logs, for all of them
         log_left = trapezoids(left, V_left)                                 # may overflow

@@ -183,6 +183,9 @@ def test_first_passage_sees_heavy_tails_and_narrow_wells_far_to_the_left_and_ref
     for V in (lambda x: np.log(1 + x * x) / 2, lambda x: 45 * (1 - np.exp(-x * x)), lambda x: 0 * x, lambda x: x):
         with pytest.raises(ValueError, match="V must grow to the left"):
             tau(V)
+    for V in (lambda x: np.exp(-2 * x) - 2 * np.exp(-x), lambda x: np.where(x > 0.5, np.nan, x * x)):       # inf − inf far out
+        with pytest.raises(ValueError, match="V must be a number or"):
+            tau(V)
 
 def test_kramers_rate_and_spectral_gap_are_those_of_the_first_passage_time_as_temperature_falls():
     """kτ − 1 halves with kT and extrapolates to 0; λ1τ/2 = 1, for a hop and its return relax an ensemble together."""
@@ -225,7 +228,7 @@ def test_onsager_machlup_action_is_minus_log_p_only_with_its_curvature_term_and_
     for S in (action, lambda x, dt: -log_p(x, dt)):
         falls_by(4, lambda x, dt: S(x, dt) - S(x[::-1], dt) - (L.double_well(x[-1]) - L.double_well(x[0])) / KT)
 
-run = lambda **wrong: L.simulate(**{**dict(x0=[3], grad_V=FORCE["grad_V"], kT=1, dt=0.5, n_steps=9, rng=None), **wrong})
+run = lambda **wrong: L.simulate(**{**dict(x0=[0, 3], grad_V=FORCE["grad_V"], kT=1, dt=0.5, n_steps=9, rng=None), **wrong})
 evolve = lambda p0=(1, 1), V=(0, 0), dx=1, kT=1, gamma=1, times=[1]: L.fokker_planck_evolve(p0, V, dx, kT, times, gamma)
 passage = lambda V=L.double_well, a=-1.0, kT=1.0, gamma=1.0: L.mean_first_passage_time(V, a, 1.0, kT, gamma)
 
@@ -234,7 +237,7 @@ passage = lambda V=L.double_well, a=-1.0, kT=1.0, gamma=1.0: L.mean_first_passag
         (run, "kT dt gamma"), (evolve, "dx kT gamma"), (passage, "kT gamma"))),
     (run, "x0", "x0 must be a one-dimensional array", (1.0, np.zeros((2, 2)), [0.0, np.nan], [np.inf])),
     (run, "n_steps record_every", "{} must be a whole number", (-1, 1.5)), (run, "record_every", "1 or more", [0]),
-    (run, "grad_V V", "{} must return one finite number", (np.sum, lambda x: np.nan * x)), (run, "method", "mala.*needs the potential", ["mala"]),
+    (run, "grad_V V", "{} must return one finite number", (np.sum, lambda x: np.where(x > 1, np.nan, x))), (run, "method", "mala.*needs the potential", ["mala"]),
     (run, "method", "'verlet'; accepted: .*, mala", ["verlet"]), (run, "rng", "blew up at step .: dt = 0.5", [RNG(13)]),
     (evolve, "V", "V must hold finite", ([[0, 0]], [1], [0, np.inf])), (evolve, "p0", "p0 must hold", [[1, np.nan]]),
     (evolve, "p0", "p0 must be a density", ([1, 1, 1], [1, -1])), (passage, "a", "b must lie to the right", [1.0, 2.0]),
@@ -514,6 +517,7 @@ def test_the_best_possible_mean_return_is_minus_133_and_no_other_policy_beats_it
     *after, reward = M.pendulum_step(theta[:, None], omega[:, None], np.linspace(-2, 2, 401))
     loss = (reward + M.pendulum_step(*after, 0.0)[2]).max(1) - M.pendulum_optimal_return(theta, omega, 101, 101, 6, 2)
     assert loss.min() > -1e-12 and loss.max() < 1e-3, "of two steps, trying all torques must find nothing better"
+    assert near(M.pendulum_optimal_return([0.0], [0.0], 5, 5, 5, 1), 0, 1e-12) and M.pendulum_mdp(2, 2, 2).reward.shape == (4, 2)
 
 full, HALF = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
 mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, successor=s, probability=p, gamma=gamma)
@@ -538,7 +542,7 @@ mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, suc
     ("spacing must", M.pendulum_mdp, (5, 5, 5, 0.9, "x")), ("must", M.pendulum_optimal_return, ([np.nan], [0])),
     ("Q must", M.regularised_value, (HALF, HALF * np.nan, 1)), ("Q must", M.regularised_value, ([1.0], [1, 2], 1)),
     ("log_base must", M.entropy, ([1.0], [1, 2])), ("E must", M.canonical_free_energy, ([1.0], [1, 2], 1.0)),
-    ("sum 1", mdp, [HALF, full(0), full(0.5 + 1e-8)]), ("at least 2", M.pendulum_mdp, (5, 5, 1)),
+    *(("sum 1", mdp, [HALF, full(0), 0.5 + 1e-8 * x]) for x in (full(1), np.eye(8)[0].reshape(2, 2, 2))), ("at least 2", M.pendulum_mdp, (5, 5, 1)),
     ("n_steps", M.pendulum_optimal_return, ([0.0], [0.0], 5, 5, 5, 0)), ("beta must", M.canonical_free_energy, ([1.0], [1], 0)),
     ("V must", M.soft_backup, (mdp(), np.ones(5))),
     ("pi the", M.return_and_entropy, (mdp(), np.ones((2, 1)))), ("start must", M.max_caliber, (mdp(), 2, 1, 1.0))))
