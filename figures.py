@@ -1,4 +1,4 @@
-"""The figures, in the chapter's order: `python figures.py` makes all of them under plots/, with NAME one.
+"""The figures, in the chapter's order: `python figures.py` makes all of them under plots/, `python figures.py NAME` one.
 
 Each figure_… function asks the modules for numbers, then draws; its docstring is the caption and states the claim.
 Theory is drawn against simulation, in the colours of Okabe and Ito."""
@@ -119,16 +119,16 @@ def figure_two_clocks(options):
     for kT in (1.0, 0.5, 1 / 3, 0.25, 0.2):
         half = round(np.interp(1 / kT, inverse_T, np.array(theory)[:, 0]) / 2 / 0.02)
         x = simulate_wells(np.ones(10_000), kT=kT, dt=0.02, n_steps=2 * half, rng=rng, record_every=half)
-        early, late = x / x.mean(axis=1, keepdims=True)                     # decay varies like the mean of early − late
+        early, late = x / x.mean(axis=1, keepdims=True)                     # to first order the decay varies like early − late
         decay = np.log(x[0].mean() / x[1].mean())                           # over half the expected relaxation time
-        simulated.append((1 / kT, 0.02 * half / decay, 0.04 * half / decay**2 * (early - late).std() / 100))
+        simulated.append((1 / kT, 0.02 * half / decay, 0.04 * half / decay**2 * (early - late).std() / np.sqrt(10_000)))
 
     fig, ax = sheet((9, 5), "Two clocks: inside a well relaxation is fast, between the wells it takes exp(1/T)")
-    curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/λ₁, spectral gap of Eq. 3", BLUE, "-"),
-           ("half the first-passage time from −1 to 1", ORANGE, "--"), ("Kramers' formula, 1/2k", GREEN, ":"),
+    curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/(spectral gap of Eq. 3)", BLUE, "-"),
+           ("half the first-passage time from −1 to 1", ORANGE, "--"), ("1/(2 × Kramers' rate)", GREEN, ":"),
            ("inside a well: 1/V'' = 1/8", PINK, "-"))
     ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles, ± 2 s.e.")
-    ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than the chapter's run: trapped")
+    ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than 50 000 steps of 0.01: trapped")
     ax.secondary_xaxis("top").set_xticks((0.5, 1, 2, 10), ("T = 2", "1", "0.5", "T = 0.1"))
     explain(ax, None, "1/T", "relaxation time", (0.5, 0.14), yscale="log", xlim=(0.3, 10.2), ylim=(0.06, 5e4))
     return fig
@@ -160,17 +160,18 @@ def lucky(alpha, p_risky, p_win, rng, n=40_000):
 
 def figure_three_calibers(options):
     """In a stochastic world "maximise the entropy over paths" has three answers; only the causal one keeps the odds.
-    The first two keep the lucky among random games, and gamble, as if luck were skill. Dots: 40 000 games, so kept."""
+    The first two keep the lucky among random games, and gamble, as if luck were skill. Dots: so kept, of 40 000 games."""
     alphas, few, rng = np.logspace(-0.7, 2, 120), np.array([1, 2, 5, 20, 80]), np.random.default_rng(0)
     values = np.array([three_calibers(alpha) for alpha in alphas])
-    games = np.array([[lucky(alpha, *p, rng) for p in ((2 / 3, 1 / 2), (1 / 2, 0.1))] for alpha in few])
+    odds = (2 / 3, 1 / 2), (1 / 2, 0.1)                                     # P(risky), P(win): of three equal paths; true
+    games = np.array([[lucky(alpha, *p, rng) for p in odds] for alpha in few])
 
     fig, axes = sheet((10, 4.3), "Three calibers: safe pays 1, risky pays 4 with chance 0.1", 1, 2)
     for ax, rows, dots, title in zip(axes, values.T, games.T, ("P(risky)", "believed P(win | risky); in truth 0.1")):
         curves(ax, alphas, rows, ("uniform over paths", RED, "--"), ("relative to the dynamics", ORANGE, "-."),
                ("causal: soft Bellman, SAC", BLUE, "-"))
         for y, color in zip(dots, (RED, ORANGE)):
-            ax.plot(few, y, "o", color=color, ms=6)
+            ax.plot(few, y, "o", color=color, ms=6, label="games kept for their return" if color == RED else None)
         explain(ax, title, "temperature α", "probability", "upper right", xscale="log", ylim=(0, 1.04))
     return fig
 
@@ -287,7 +288,7 @@ def figure_RL_training_log(options):
     title = f"Soft Actor-Critic on Pendulum-v1: {options.seeds} seeds, {options.steps} steps each"
     fig, ((curve, regret), (entropy, loss)) = sheet((10, 7), title, 2, 2, sharex=True)
     for ax, values in ((curve, returns), (regret, best - returns)):
-        ax.plot(steps, values.T, color=BLUE, lw=0.7, alpha=0.5)
+        ax.plot(steps, values.T, color=BLUE, lw=0.7, alpha=0.5)[0].set_label("each seed")
         curves(ax, steps, [interquartile_mean(values)], ("interquartile mean", BLUE, "-"))
         ax.fill_between(steps, *bootstrap_band(values), color=BLUE, alpha=0.25, lw=0, label="its 95 % bootstrap band")
     curve.axhline(best, color=BLACK, ls="--", label=f"exact optimum, {best:.1f}")
@@ -297,7 +298,7 @@ def figure_RL_training_log(options):
         ax = entropy if key == "entropy" else loss
         ax.plot(blocks("step"), blocks(key), color=color, lw=0.9)[0].set_label(name)
     entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", label=f"target H̄ = {agents[0].target_entropy}")
-    explain(curve, f"Learning curve, from {returns[:, 0].mean():.0f}", None, "mean return", ylim=(-400, -100))
+    explain(curve, f"Learning curve ({returns[:, 0].mean():.0f} before learning)", None, "mean return", ylim=(-400, -100))
     title = f"Regret: {interquartile_mean(last):.1f} at the end, worst seed {last.max():.1f}"
     explain(regret, title, None, "optimum − mean return", yscale="log")
     explain(entropy, "Entropy settles at its target", "environment steps", "nats, for a in (−1, 1)")
@@ -306,15 +307,17 @@ def figure_RL_training_log(options):
 
 
 def mean_torque_and_value(agent, obs):
-    """Of the learned policy at obs (N, 3): its mean torque in N m, and Q(s, tanh μ) of the smaller critic (2, N)."""
+    """Of the learned policy at obs (N, 3): its mean torque in N m, and E_π[Q] of the smaller critic (2, N)."""
     noise, weight = np.polynomial.hermite_e.hermegauss(9)                   # Gauss–Hermite quadrature
     mu, log_std, *_ = agent.policy(obs)
-    Q, _ = agent.critic.forward(np.concatenate((obs, np.tanh(mu)), axis=1))
-    return np.stack((2 * np.tanh(mu + np.exp(log_std) * noise) @ weight / weight.sum(), Q[..., 0].min(axis=0)))
+    a = np.tanh(mu + np.exp(log_std) * noise)                               # (N, 9)
+    inputs = np.column_stack((np.repeat(obs, 9, axis=0), a.ravel())).astype(agent.dtype)
+    Q = agent.critic.forward(inputs)[0][..., 0].min(axis=0).reshape(a.shape)
+    return np.stack((2 * a, Q)) @ weight / weight.sum()
 
 
 def figure_policy_and_Q(options):
-    """What seed 0 has learned beside the exact soft-optimal solution at its α; they agree where training went (dots).
+    """What seed 0 has learned beside the exact soft-optimal solution at its α; they correlate where training went (dots).
     Dashed: states with the energy of standing upright, from which the pendulum coasts to the top. Stripes: the grid."""
     agent, log = trained(options.seeds, options.steps)[0]
     mdp, visited = maxent.pendulum_mdp(gamma=agent.settings.gamma), log["observations"]
@@ -328,7 +331,7 @@ def figure_policy_and_Q(options):
 
     title = f"SAC, seed 0, {options.steps} steps, beside the exact solution at its α = {agent.alpha:.3f}"
     fig, axes = sheet((11, 6.8), title, 2, 3, sharex=True, sharey=True)
-    looks = (("mean torque", "torque (N m)", "RdBu"), ("value Q(s, π(s))", "units of return", "viridis"))
+    looks = (("mean torque", "torque (N m)", "RdBu"), ("value E_π[Q]", "units of return", "viridis"))
     for row, (name, unit, cmap), y, z, r in zip(axes, looks, learned, exact, agreement):
         limits, span = (z.min(), z.max()), np.quantile(np.abs(y - z), 0.95)
         panels = ((y, f"learned {name}", cmap, limits), (z, f"exact {name}", cmap, limits),
@@ -383,7 +386,7 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
 
 def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
-    Where Q has two peaks so has that; the best squashed Gaussian with one peak must choose. Of a grid of states, those
+    Where Q has two peaks so has the policy; the best squashed Gaussian with one peak must choose. Of a grid of states, those
     whose valley or peak stands out most; α is a quarter of its height (at SAC's own α all would be spikes)."""
     agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
@@ -407,10 +410,11 @@ def figure_action_langevin(options):
         sampled = histogram(sample_actions(a, Q[i], slope[i], alpha, n=3000), a[::5])
         panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
 
-    fig, axes = sheet((10, 4.5), "Langevin driven by a trained critic samples the Boltzmann policy over actions", 1, 2)
+    title = f"Langevin driven by a trained critic samples its Boltzmann policy (α raised from {agent.alpha:.2g})"
+    fig, axes = sheet((10, 4.5), title, 1, 2)
     for ax, (name, theta, speed, alpha, sampled, boltzmann, gauss) in zip(axes, panels):
         ax.stairs(sampled, a[::5], fill=True, color=SKY, alpha=0.7, label="Langevin in a: V = −Q, kT = α")
-        curves(ax, a, (boltzmann, gauss), ("Boltzmann, Eq. 17", BLACK, "-"), ("squashed Gaussian, Eq. 20", RED, "--"))
+        curves(ax, a, (boltzmann, gauss), ("Boltzmann, Eq. 17", BLACK, "-"), ("best squashed Gaussian, Eq. 20", RED, "--"))
         title, top = f"{name}: θ = {theta:.2f}, angular velocity {speed:.2f}, α = {alpha:.2g}", max(*boltzmann, *gauss)
         explain(ax, title, "action a = torque/2", "probability density", "upper center", xlim=(-1, 1), ylim=(0, 1.5 * top))
     return fig
@@ -428,17 +432,17 @@ def overestimation(alphas, n_actions=10, n_draws=50_000, seed=0):
 
 
 def figure_overestimation(options):
-    """The soft maximum overestimates more than the hard one; its noise-induced part shrinks with α. Two critics cure.
-    Theory: E[max of 10 normal numbers] = 1.53875; for large α the noise adds 0.9/2α, and 0.9/α to the average."""
+    """The soft maximum overestimates more than the hard one; what noise adds shrinks as α grows; two critics remove it.
+    Theory: E[max of 10 normal numbers] = 1.53875; for large α noise adds (1 − 1/10)/2α, to the average twice that."""
     alphas = np.logspace(-1.3, 0.8, 22)
     rows = overestimation(alphas)
     theory = 0 * alphas + 1.53875, *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
 
-    fig, ax = sheet((9, 5), "The soft maximum overestimates more than the hard one; two critics cure it")
+    fig, ax = sheet((9, 5), "The soft maximum overestimates more than the hard one; two critics remove it")
     curves(ax, alphas, [*rows, 0 * alphas, *theory], ("hard max", ORANGE, "-"), ("soft max, Eq. 16", RED, "-"),
            ("soft max less its noise-free value α log 10", GREEN, "--"), ("Boltzmann average Σ π Q", PINK, "-."),
            ("smaller of two critics, at the first one's best action", BLUE, "-"), ("truth", BLACK, "-"),
-           ("theory", BLACK, ":"), *2 * [(None, BLACK, ":")])
+           ("theory (soft, average: for large α)", BLACK, ":"), *2 * [(None, BLACK, ":")])
     explain(ax, "ten actions of value 0, noise N(0, 1)", "temperature α", "mean estimate", xscale="log", ylim=(-0.3, 4))
     return fig
 

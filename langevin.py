@@ -8,7 +8,7 @@ Needs numpy only.  `python langevin.py` prints theory beside simulation in a few
     γ gamma  friction (in maxent.py and sac_numpy.py the same letter is the discount)
     D        diffusion coefficient kT/γ (Einstein relation)
     dt       time step; time t is in the units that V, x and γ imply
-    ξ        independent standard normal numbers
+    ξ, W     independent standard normal numbers; Wiener process, of variance t
     p, Z, F  probability density, partition function, free energy
     τ        mean first-passage time
 """
@@ -44,7 +44,7 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
 
     method  "euler_maruyama"        the textbook step; its rest state is wrong by O(dt)
             "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
-                                    two successive noises, so steps are not independent (free: variance 2D(t − dt/2))
+                                    two successive noises, so steps are not independent (without a force the variance is 2D(t − dt/2))
             "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): its rest state is
                                     exact for every dt, but for a large one hardly a step is accepted; needs V
 
@@ -135,7 +135,7 @@ def fokker_planck_generator(V, dx, kT, gamma=1.0):
 
     Nothing flows through the ends.  The Scharfetter–Gummel flux (1969; Chang & Cooper 1970) is the exact flux for a V
     that is linear between neighbours.  So G is a Markov generator (columns sum to 0, off-diagonal entries ≥ 0) whose
-    rest state is exactly Eq. 2 for every dx; central differences are neither.
+    rest state is exactly Eq. 2 for every dx; central differences give neither.
     """
     V = _check_grid(V, dx, kT)
     _check_positive(gamma=gamma)
@@ -204,7 +204,7 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     """Mean time τ from a to first reach b > a, τ = 1/D ∫_a^b dy e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}.
 
     V: a function of arrays, which must grow to the left, at least like 2 kT log|x|, or the mean may not exist (ValueError).
-    Relative error (h V'/kT)²/12 with h = (b − a)/20 000; left of a, wells count that are wider than a thousandth of their
+    Relative error (h V'/kT)²/12 with h = (b − a)/20 000; a well left of a is seen if it is wider than a thousandth of its
     distance from a.  Above 1e308 τ is inf.  Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)
@@ -218,7 +218,7 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
             raise ValueError(f"V must be a number or +inf for every x up to b, also at x = {left[0]:.3g}")
         trapezoids = lambda x, V: np.logaddexp(-V[1:], -V[:-1]) + np.log(np.diff(x) / 2)        # in logs, for all of them
         log_left = trapezoids(left, V_left)                                 # may overflow
-        if log_left[0] > log_left.max() - 25:                               # all cells have one relative width
+        if log_left[0] > log_left.max() - 25:                               # the farthest cell should hold next to nothing
             raise ValueError("V must grow to the left of a: no mean first-passage time exists")
         log_Z = np.append(np.logaddexp.reduce(log_left), trapezoids(inside, V_inside))
         f = np.exp(np.logaddexp.accumulate(log_Z) + V_inside)
@@ -233,7 +233,10 @@ def _check_path(path, dt, kT, gamma):
 
 
 def path_log_probability(path, dt, grad_V, kT, gamma=1.0):
-    """Log-density of an Euler–Maruyama path, given its start: Σ log N(x'; x − V'(x) dt/γ, 2D dt).  path: (n_steps + 1,)."""
+    """Log-density of an Euler–Maruyama path, given its start: Σ log N(x_next; x − V'(x) dt/γ, 2D dt).
+
+    path: (n_steps + 1,).
+    """
     path = _check_path(path, dt, kT, gamma)
     x, dx, D = path[:-1], np.diff(path), kT / gamma
     return np.sum(-((dx + grad_V(x) * (dt / gamma)) ** 2) / (4 * D * dt) - 0.5 * np.log(4 * np.pi * D * dt))
@@ -253,7 +256,7 @@ def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
 def main():
     """Print theory beside simulation for Eq. 1–3."""
     rng = np.random.default_rng(0)
-    print("Eq. 1   V = x²/2 with friction γ = 2, kT = 1, dt = 0.4: variance after t = 20")
+    print("Eq. 1   V = x²/2 with friction γ = 2, kT = 1, dt = 0.4: variance after t = 20, ± one standard error")
     for method, theory in (("euler_maruyama", 1 / (1 - 0.4 / 4)), ("leimkuhler_matthews", 1.0), ("mala", 1.0)):
         x = simulate(np.zeros(100_000), lambda x: x, kT=1.0, gamma=2.0, dt=0.4, n_steps=50, rng=rng, method=method,
                      V=lambda x: x * x / 2)

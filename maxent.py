@@ -1,10 +1,10 @@
 """Maximum entropy, maximum caliber and maximum-entropy reinforcement learning, exactly.   Eq. 4–17, 23–25
 
-Needs numpy only.  `python maxent.py` prints each principle beside the closed form that it must reproduce.
+Needs numpy only.  `python maxent.py` prints four of them beside an independent computation.
 
     p, π pi     probabilities over the last axis: of outcomes, or of actions π(a|s)        (..., n)
     H           entropy −Σ p log p in nats
-    log_base    log of the base measure: 0 counts outcomes, so sums are sums; log w for the nodes of a continuous
+    log_base    log of the base measure: 0 counts outcomes; log w for the nodes of a continuous
                 variable with quadrature weights w, so Σ w f = ∫ f da and p/w is the density.  Entropies are then
                 relative, −Σ p log(p/w), which is the differential entropy
     α alpha     temperature, in units of reward;  β = 1/α
@@ -55,7 +55,7 @@ def entropy(p, log_base=0.0):
 
 
 def _gibbs(Q, alpha, log_base):
-    """log Σ exp(Q/α + log_base), less max Q/α, and the normalised weights: the two halves of Eq. 16 and 17."""
+    """max Q, log Σ exp((Q − max Q)/α + log_base), and the normalised weights: what Eq. 16 and 17 are made of."""
     Q = _finite("Q", Q)
     log_base = _over(Q, "log_base", log_base)
     Q_max = Q.max(-1, keepdims=True)
@@ -108,8 +108,8 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
 
     Eq. 4's maximum is p = exp(−λ·f + log_base)/Z (Eq. 5), where λ minimises the convex dual log Z(λ) + λ·means: its
     gradient is means − E[f], its Hessian Cov[f], and Newton's step is their quotient.  ValueError where no solution
-    exists: the means must lie strictly inside the convex hull of the features (if so near its edge that the variance of
-    a feature is below 1e-12 of its square range: refused, too), and the features be independent.
+    exists: the means must lie strictly inside the convex hull of the features, and the features be independent; where
+    the covariance's smallest eigenvalue falls below 1e-12 (features scaled to 1), they count as on its edge.
     """
     f, means = _finite("features", features, 2), _finite("means", means, 1)
     n, K = f.shape
@@ -219,7 +219,7 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
 # --- Maximum caliber: entropy over paths ------------------------------------------------------------------------------
 
 def enumerate_paths(mdp, start, horizon):
-    """Every path (s₀, a₀, s₁, …, s_H) from start -> paths (n, 2H + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,).
+    """Every path (s₀, a₀, s₁, …, s_T) of T = horizon steps -> paths (n, 2T + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,).
 
     A successor that is listed twice gives two paths, each with its part of the probability.
     """
@@ -240,7 +240,7 @@ def enumerate_paths(mdp, start, horizon):
 
 
 def max_caliber(mdp, start, horizon, mean_return):
-    """Path probabilities of largest entropy with a given mean return -> (alpha, paths (n, 2H + 1), probabilities (n,)).
+    """Path probabilities of largest entropy with a given mean return -> (alpha, paths (n, 2 horizon + 1), probabilities (n,)).
 
     Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and the entropy taken relative to the dynamics, so that
     P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return is whatever
@@ -372,7 +372,7 @@ def main():
     print(f"        largest difference of a path's probability: {np.abs(P - np.exp(log_pi)).max():.1e}")
 
     starts = rng.uniform((-np.pi, -1), (np.pi, 1), (200, 2)).T
-    print("Eq. 14  Pendulum-v1 from 200 random starts: best possible mean return, and that of no torque")
+    print("Eq. 14  Pendulum-v1 from 200 starts of its own: best possible mean return, and that of no torque")
     theta, theta_dot, total = *starts, 0.0
     for _ in range(200):
         theta, theta_dot, reward = pendulum_step(theta, theta_dot, 0.0)

@@ -11,7 +11,7 @@ Needs numpy and gymnasium.  `python sac_numpy.py` trains on Pendulum-v1 and repo
     γ gamma       discount;   τ tau: Polyak rate of the target networks (a friction and a time in langevin.py)
     θ theta       all parameters of a network, one flat vector;   d_x, dx: always ∂Loss/∂x, and of x's shape
 
-Read downwards: the file follows one transition from the networks through the buffer to the four losses and the loop.
+Read downwards: the file follows one transition from the networks through the buffer to the three losses and the loop.
 """
 import os
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
@@ -36,16 +36,16 @@ LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # keep σ positive in float32, 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every hyperparameter, with its reason.  Chosen on Pendulum-v1, on other seeds and starts than the README's."""
+    """Every hyperparameter, with its reason.  Chosen on Pendulum-v1, see the README."""
     hidden: tuple = (64, 64, 64)        # a third layer halves the error where the value falls off like a cliff
     gamma: float = 0.998                # 0.99 prefers, from some starts, one swing more than the best 200 steps have
     tau: float = 0.02                   # target networks follow within 1/τ = 50 updates
     batch_size: int = 256               # 128 is faster and leaves a quarter more regret
-    learning_rate: float = 8e-3         # of all three optimisers; falls linearly, because the noise of the last steps stays
+    learning_rate: float = 8e-3         # of all three optimisers; falls linearly, because nothing averages out the last steps' noise
     final_learning_rate: float = 1e-4
     warmup: int = 1000                  # steps of random actions before the first update
-    random_steps: int = 100             # later episodes begin with up to this many random steps: the critic must know the
-    hold: int = 10                      # ... states that the policy avoids; each action is held, or the pushes average out
+    random_steps: int = 100             # later episodes begin with up to so many: the critic must know what the policy avoids
+    hold: int = 10                      # a random action lasts so many steps: single pushes would average out
     alpha: float = 0.2                  # temperature, in units of reward: at the start, or throughout if not tuned
     tune_alpha: bool = True
     target_entropy: float = None        # H̄ in the tanh frame; None: −1 per action dimension (Haarnoja et al. 2018b)
@@ -200,7 +200,7 @@ class SAC:
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
         check_settings(s)
-        np.empty(2**24, np.uint8)       # freed at once; from then on glibc keeps freed memory: 300 page faults less an update
+        np.empty(2**24, np.uint8)       # for speed: once this is freed, glibc keeps freed memory (300 page faults less an update)
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = obs_dim, np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
@@ -238,7 +238,7 @@ class SAC:
         return np.tanh(mu if deterministic else mu + np.exp(log_std) * self.rng.standard_normal(mu.shape, self.dtype))
 
     def checked(self, obs):
-        """A copy of one observation (obs_dim,), for an environment may go on writing into its own; an error if it is none."""
+        """A copy of one observation, for an environment may go on writing into its own; refused if of wrong shape or not finite."""
         obs = np.array(obs, self.dtype)
         if obs.shape != (self.obs_dim,):
             raise ValueError(f"the observation must have shape ({self.obs_dim},), got {obs.shape}")

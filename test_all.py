@@ -842,6 +842,10 @@ POSITIVE = "tau batch_size learning_rate final_learning_rate warmup hold alpha q
     ("setting.*{}", lambda name, value: S.SAC(3, [-1], [1], replace(SMALL, **{name: value})), [
         *itertools.product(POSITIVE, (0, -1, inf, nan)), *itertools.product(["gamma"], (-0.1, 1, nan)), ("tau", 1.1),
         ("hidden", ()), ("hidden", (8, 0))]),
+    ("target_entropy must be below 2 log 2", lambda H: S.SAC(3, [-1, -1], [1, 1], replace(SMALL, target_entropy=H)), [
+        (1.4,), (-inf,), (nan,)]),
+    ("of another environment", lambda low, high: S.evaluate(S.SAC(2, low, high, SMALL), Reacher(), [0]), [
+        ([-1, 0], [3, 9]), ([-1, -1], [3, 10]), ([-1], [3])]),
     ("whole number .* 50 steps .* {}", lambda n: S.train(Toy(), SMALL, n_steps=n), [(50,), (60.5,), (inf,), (nan,)]),
     ("{}s must be a flat Box", lambda name, space: S.train(Toy(**{f"{name}_space": space}), SMALL, n_steps=60), [
         ("action", gym.spaces.Discrete(3)), ("action", Box(0, inf, (1,))), ("action", Box(-1, 1, (1, 1))),
