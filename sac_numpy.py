@@ -38,7 +38,7 @@ LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # keep σ positive in float32, 
 class Settings:
     """Every hyperparameter, with its reason.  Chosen on Pendulum-v1, see the README."""
     hidden: tuple = (64, 64, 64)        # a third layer halves the error where the value falls off like a cliff
-    gamma: float = 0.998                # 0.99 prefers, from some starts, one swing more than the best 200 steps have
+    gamma: float = 0.998                # 0.99 is as good on average, but its median start loses half as much again
     tau: float = 0.02                   # target networks follow within 1/τ = 50 updates
     batch_size: int = 256               # 128 is faster and leaves a quarter more regret
     learning_rate: float = 8e-3         # of all three optimisers; falls linearly, because nothing averages out the last steps' noise
