@@ -240,6 +240,7 @@ def pendulum_returns(agent, theta, theta_dot):
 def _train_seed(seed, n_steps):
     """In a worker: train one seed -> agent, log; its "evaluations" (n, 100) are every EVALUATE_EVERY steps and at the end."""
     def progress(step, agent, log):
+        """Evaluate now and then, and say so."""
         if step % EVALUATE_EVERY == 0 or step == n_steps:
             log.setdefault("evaluations", []).append(pendulum_returns(agent, *held_out_starts()))
             print(f"\rtraining seed {seed}: step {step} of {n_steps}    ", end="", file=sys.stderr, flush=True)
@@ -282,7 +283,8 @@ def figure_RL_training_log(options):
     last, steps = best - returns[:, -1], [*range(EVALUATE_EVERY, options.steps, EVALUATE_EVERY), options.steps]
     lost = np.array([optimum() - log["evaluations"][-1] for log in logs])   # (seeds, 100)
     print("regret of each seed:", *last.round(1), "  of its median start:", *np.median(lost, axis=1).round(1))
-    print(f"starts that lose more than 10: {(lost > 10).sum(axis=1).mean():.1f} of 100, with {lost[lost > 10].sum() / lost.sum():.0%} of all regret")
+    many, share = (lost > 10).sum(axis=1).mean(), lost[lost > 10].sum() / lost.sum()
+    print(f"starts that lose more than 10: {many:.1f} of 100, with {share:.0%} of all regret")
     blocks = lambda key: np.transpose([log[key][len(log[key]) % 50:].reshape(-1, 50).mean(axis=1) for log in logs])
 
     title = f"Soft Actor-Critic on Pendulum-v1: {options.seeds} seeds, {options.steps} steps each"
@@ -467,6 +469,7 @@ def figure_pendulum_swingup(options):
     here, = right.plot([], [], "o", color=RED, ms=9, mec="white", clip_on=False)
 
     def draw(k):
+        """Frame k, at 0.1 k seconds."""
         bend = np.pi / 2 + np.linspace(0, torque[k], 20)                    # anticlockwise, like θ in Gymnasium
         rod.set_data([0, -np.sin(theta[k])], [0, np.cos(theta[k])])
         arrow.set_data(0.45 * np.cos(bend), 0.45 * np.sin(bend))

@@ -44,7 +44,8 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
 
     method  "euler_maruyama"        the textbook step; its rest state is wrong by O(dt)
             "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
-                                    two successive noises, so steps are not independent (without a force the variance is 2D(t − dt/2))
+                                    two successive noises, so steps are not independent (without a force the variance
+                                    is 2D(t − dt/2), not 2Dt)
             "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): its rest state is
                                     exact for every dt, but for a large one hardly a step is accepted; needs V
 

@@ -219,9 +219,10 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
 # --- Maximum caliber: entropy over paths ------------------------------------------------------------------------------
 
 def enumerate_paths(mdp, start, horizon):
-    """Every path (s₀, a₀, s₁, …, s_T) of T = horizon steps -> paths (n, 2T + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,).
+    """Every path (s₀, a₀, s₁, …, s_T) of T = horizon steps from start.
 
-    A successor that is listed twice gives two paths, each with its part of the probability.
+    -> paths (n, 2T + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,).  A successor that is listed twice gives two
+    paths, each with its part of the probability.
     """
     S, A, K = mdp.successor.shape
     if not 0 <= start < S or horizon < 0:
@@ -240,7 +241,7 @@ def enumerate_paths(mdp, start, horizon):
 
 
 def max_caliber(mdp, start, horizon, mean_return):
-    """Path probabilities of largest entropy with a given mean return -> (alpha, paths (n, 2 horizon + 1), probabilities (n,)).
+    """The path probabilities of largest entropy with a given mean return -> alpha, paths (n, 2T + 1), probabilities (n,).
 
     Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and the entropy taken relative to the dynamics, so that
     P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return is whatever
@@ -377,7 +378,8 @@ def main():
     for _ in range(200):
         theta, theta_dot, reward = pendulum_step(theta, theta_dot, 0.0)
         total = total + reward
-    print(f"        optimum {pendulum_optimal_return(*starts, n_theta=201, n_theta_dot=201).mean():.1f}   no torque {total.mean():.1f}")
+    best = pendulum_optimal_return(*starts, n_theta=201, n_theta_dot=201)
+    print(f"        optimum {best.mean():.1f}   no torque {total.mean():.1f}")
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ class Settings:
     gamma: float = 0.998                # 0.99 is as good on average, but its median start loses half as much again
     tau: float = 0.02                   # target networks follow within 1/τ = 50 updates
     batch_size: int = 256               # 128 is faster and leaves a quarter more regret
-    learning_rate: float = 8e-3         # of all three optimisers; falls linearly, because nothing averages out the last steps' noise
+    learning_rate: float = 8e-3         # of all three optimisers; falls linearly: nothing averages out the last noise
     final_learning_rate: float = 1e-4
     warmup: int = 1000                  # steps of random actions before the first update
     random_steps: int = 100             # later episodes begin with up to so many: the critic must know what the policy avoids
@@ -200,7 +200,7 @@ class SAC:
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
         check_settings(s)
-        np.empty(2**24, np.uint8)       # for speed: once this is freed, glibc keeps freed memory (300 page faults less an update)
+        np.empty(2**24, np.uint8)       # for speed: once this is freed glibc keeps freed memory, 300 page faults less an update
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = obs_dim, np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
@@ -238,7 +238,7 @@ class SAC:
         return np.tanh(mu if deterministic else mu + np.exp(log_std) * self.rng.standard_normal(mu.shape, self.dtype))
 
     def checked(self, obs):
-        """A copy of one observation, for an environment may go on writing into its own; refused if of wrong shape or not finite."""
+        """A copy of one observation (obs_dim,), for its environment may write over it.  ValueError, FloatingPointError."""
         obs = np.array(obs, self.dtype)
         if obs.shape != (self.obs_dim,):
             raise ValueError(f"the observation must have shape ({self.obs_dim},), got {obs.shape}")
@@ -517,6 +517,7 @@ def progress_line(n_steps):
     seen = [0, time.monotonic()]                                            # step and time of the line before
 
     def show(step, agent, log):
+        """Print the line, every hundred steps."""
         if step % 100 == 0 or step == n_steps:
             now = time.monotonic()
             rate, seen[:] = (step - seen[0]) / max(now - seen[1], 1e-9), (step, now)

@@ -1124,6 +1124,11 @@ def test_sac_has_learned_the_physics_where_it_went(pendulum):
     a = agent.sample(obs, deterministic=True)
     learned = agent.critic.forward(np.concatenate((obs, a), 1))[0].min(0)[:, 0]
     assert np.corrcoef(learned, exact)[0, 1] > 0.95
+    few, n = np.repeat(obs[:5], 20_000, axis=0), 20_000
+    a_few = copy.deepcopy(agent).sample(few)
+    drawn = 2 * a_few[:, 0], agent.critic.forward(np.concatenate((few, a_few), 1))[0].min(0)[:, 0]
+    for quadrature, sample in zip(F.mean_torque_and_value(agent, obs[:5]), np.reshape(drawn, (2, 5, n)).astype(float)):
+        assert (np.abs(sample.mean(1) - quadrature) < 4 * sample.std(1) / np.sqrt(n) + 1e-3 * np.ptp(sample, axis=1)).all()
     torque = np.sum(weight * (pi @ mdp.a)[corners], 1)
     sure = np.abs(torque) > 0.9
     assert np.mean(np.sign(a[sure, 0]) == np.sign(torque[sure])) > 0.8
