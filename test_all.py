@@ -1144,12 +1144,19 @@ def test_regret_of_a_short_training_is_small_and_both_ways_of_evaluating_agree(p
 # --- Figures and README -----------------------------------------------------------------------------------------------
 
 def test_interquartile_mean_and_its_band():
-    """The mean of the middle half; its bootstrap band is about ± 2 standard errors wide, and nothing for equal seeds."""
-    assert F.interquartile_mean(np.array([-1e9, 1, 2, 3, 4, 1e9, 0, 5])) == 2.5
-    x = np.random.default_rng(0).normal(size=(400, 1))
-    low, high = F.bootstrap_band(x)
-    assert low < F.interquartile_mean(x) < high and 0.75 < (high - low) / (4 * 1.09 / 20) < 1.25     # efficiency of the IQM: 0.84
+    """The mean of the middle half; the band is ± 1.96 standard deviations of resampled means, and nothing for equal seeds."""
+    assert F.interquartile_mean(np.array([-1e9, 1, 2, 3, 4, 1e9, -50, 5])) == 2.5
+    x, n = np.random.default_rng(0).normal(size=400), 20_000
+    low, high = F.bootstrap_band(x, n)
+    means = np.sort(np.random.default_rng(1).choice(x, (n, 400)), axis=1)[:, 100:300].mean(axis=1)
+    quantile_error = np.sqrt(0.025 * 0.975 / n) / 0.0584 * means.std()      # 0.0584: the normal density at 1.96
+    assert max(abs(low - means.mean() + 1.96 * means.std()), abs(high - means.mean() - 1.96 * means.std())) < 6 * quantile_error
     assert np.ptp(F.bootstrap_band(np.ones((5, 1)))) == 0
+
+@pytest.mark.parametrize("x, folded, direction", ((-1, -1, 1), (0.3, 0.3, 1), (1.2, 0.8, -1), (3.5, -0.5, 1), (-1.4, -0.6, -1)))
+def test_actions_are_reflected_at_both_bounds(x, folded, direction):
+    """With the sign that a slope changes when its axis is turned round."""
+    assert F.fold(np.array(x)) == (pytest.approx(folded), direction)
 
 def python(*args, cwd=HERE):
     return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True)
