@@ -1,6 +1,6 @@
 """Maximum entropy, maximum caliber and maximum-entropy reinforcement learning, exactly.   Eq. 4–17, 23–25
 
-Needs numpy only.  `python maxent.py` prints four of them beside an independent computation.
+Needs numpy only.  `python maxent.py` prints three of them beside an independent computation.
 
     p, π pi     probabilities over the last axis: of outcomes, or of actions π(a|s)        (..., n)
     H           entropy −Σ p log p in nats
@@ -371,15 +371,6 @@ def main():
         V = soft_value(Q, alpha)
     print(f"Eq. 8   {len(paths)} paths of mean return 2: α = {alpha:.4f}, and the product of the soft-optimal policies at that α")
     print(f"        largest difference of a path's probability: {np.abs(P - np.exp(log_pi)).max():.1e}")
-
-    starts = rng.uniform((-np.pi, -1), (np.pi, 1), (200, 2)).T
-    print("Eq. 14  Pendulum-v1 from 200 starts of its own: best possible mean return, and that of no torque")
-    theta, theta_dot, total = *starts, 0.0
-    for _ in range(200):
-        theta, theta_dot, reward = pendulum_step(theta, theta_dot, 0.0)
-        total = total + reward
-    best = pendulum_optimal_return(*starts, n_theta=201, n_theta_dot=201)
-    print(f"        optimum {best.mean():.1f}   no torque {total.mean():.1f}")
 
 
 if __name__ == "__main__":
