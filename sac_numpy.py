@@ -37,10 +37,10 @@ LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # keep σ positive in float32, 
 @dataclass(frozen=True)
 class Settings:
     """Every hyperparameter, with its reason.  Chosen on Pendulum-v1, see the README."""
-    hidden: tuple = (64, 64, 64)        # a third layer halves the error where the value falls off like a cliff
+    hidden: tuple = (64, 64, 64)        # two layers leave 1.7 times the regret: the value has cliffs
     gamma: float = 0.998                # 0.99 is as good on average, but its median start loses half as much again
     tau: float = 0.02                   # target networks follow within 1/τ = 50 updates
-    batch_size: int = 192               # 256 takes a quarter longer and leaves as much regret
+    batch_size: int = 192               # 256 takes a quarter longer and gains nothing
     learning_rate: float = 8e-3         # of all three optimisers; falls linearly: nothing averages out the last noise
     final_learning_rate: float = 1e-4
     warmup: int = 1000                  # steps of random actions before the first update
