@@ -375,7 +375,7 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
     """Langevin dynamics of n actions at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds ±1.
     Q, dQ_da: values and slopes on the nodes a (A,).  A step is 0.45 of the width α/|∂Q/∂a| on which exp(Q/α) changes,
     with the root mean square of ∂Q/∂a under the policy.  Valleys of up to four α are crossed often enough; a deeper one
-    takes exp(depth/α), as for T = 0.1."""
+    takes exp(depth/α), as for T = 0.1. A rare peak much steeper than that mean comes out too small: it needs a smaller dt."""
     def minus_gradient(x):
         y, direction = fold(x)
         return -direction * np.interp(y, a, dQ_da)
@@ -388,22 +388,29 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
 
 def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
-    Where Q has two peaks so has the policy; the best squashed Gaussian must choose. Of a grid of states: the one with the deepest
-    valley between nearly equal peaks, and the one with the highest peak; α is a quarter of that (at SAC's own α all are spikes)."""
+    Where Q has two peaks so has the policy; the best squashed Gaussian with one peak must choose. Of a grid of states, those
+    whose valley or peak stands out most, with broad peaks; α is a quarter of its height (at SAC's own α most are spikes)."""
     agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
-    slope, valley, panels = np.gradient(Q, a, axis=1), Q.argmin(axis=1), []
-    low, high = np.sort([(q[:i + 1].max(), q[i:].max()) for q, i in zip(Q, valley)]).T      # peaks on either side of it
-    depth, height = low - Q.min(axis=1), Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1])      # height: above both bounds
-    for name, size, score in (("two peaks", depth, depth - 2 * (high - low)), ("one peak", height, height)):
-        i = score.argmax()
-        alpha = max(size[i] / 4, 1e-3)
-        mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha)
+    slope, valley = np.gradient(Q, a, axis=1), Q.argmin(axis=1)
+    depth = np.array([min(q[:i + 1].max(), q[i:].max()) - q[i] for q, i in zip(Q, valley)])         # below the lower peak
+    height, panels = Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1]), []      # of a peak above the bounds
+    for name, quarter in (("two peaks", depth / 4), ("one peak", height / 4)):
+        alphas = np.maximum(quarter, 1e-3)
+        pi = maxent.boltzmann_policy(Q / alphas[:, None], 1.0)
+        steepness = np.sqrt(np.sum(pi * slope**2, axis=1)) / alphas         # of log π: low for broad peaks
+        left = np.cumsum(pi, axis=1)[np.arange(len(Q)), valley]             # share of the actions left of the valley
+        quality = np.minimum(left, 1 - left) if name == "two peaks" else height
+        for i in np.argsort(-quality / steepness):
+            alpha = alphas[i]
+            mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha)
+            if log_std < np.log(0.7):                                       # wider ones have two peaks, at the bounds
+                break
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
         sampled = histogram(sample_actions(a, Q[i], slope[i], alpha, n=3000), a[::5])
-        panels.append((name, *states[i], alpha, sampled, maxent.boltzmann_policy(Q[i], alpha) / (a[1] - a[0]), gauss))
+        panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
 
     title = f"Langevin driven by a trained critic samples its Boltzmann policy (α raised from {agent.alpha:.2g})"
     fig, axes = sheet((10, 4.5), title, 1, 2)

@@ -65,10 +65,12 @@ class MLP:
     def __init__(self, sizes, rng, copies=None, dtype=np.float32, scale=1.0):
         lead = () if copies is None else (copies,)
         self.scale = scale
-        self.shapes = [lead + shape for n_in, n_out in zip(sizes, sizes[1:]) for shape in ((n_in, n_out), (1, n_out))]
-        self.theta = np.empty(sum(map(math.prod, self.shapes)), dtype)
+        shapes = [lead + shape for n_in, n_out in zip(sizes, sizes[1:]) for shape in ((n_in, n_out), (1, n_out))]
+        ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
+        self.layout = [*zip([0, *ends], ends, shapes)]                      # start, end and shape of each part of theta
+        self.theta = np.empty(ends[-1], dtype)
         self.weights, self.biases = self.views(self.theta)
-        for W, b in zip(self.weights, self.biases):                         # He et al. 2015: signals keep their size
+        for W, b in zip(self.weights, self.biases):                         # He et al. 2015: signals about keep their size
             W[...], b[...] = rng.normal(0, math.sqrt(2 / W.shape[-2]), W.shape), 0
         self.biases[0][...] = rng.uniform(-1, 1, self.biases[0].shape)      # spreads the first bends over the input
         self.weights[-1] *= 0.1                                             # Q starts near 0, π near the middle
@@ -80,8 +82,7 @@ class MLP:
 
     def views(self, flat):
         """The weights and the biases that a flat vector holds, without copying."""
-        ends = np.cumsum([math.prod(shape) for shape in self.shapes]).tolist()
-        parts = [flat[end - math.prod(shape):end].reshape(shape) for shape, end in zip(self.shapes, ends)]
+        parts = [flat[start:end].reshape(shape) for start, end, shape in self.layout]
         return parts[::2], parts[1::2]
 
     def forward(self, x):
@@ -207,7 +208,7 @@ class SAC:
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
         check_settings(s)
-        np.empty(2**24, np.uint8)       # for speed: once this is freed glibc keeps freed memory, 300 page faults less an update
+        np.empty(2**24, np.uint8)       # for speed: once this is freed glibc keeps freed memory: 200 page faults less an update
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = obs_dim, np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
@@ -464,10 +465,10 @@ def evaluate(agent, env, seeds):
     returns = np.zeros(len(seeds))
     with environment(env) as env:
         box = env.action_space
-        made_for, is_for = ([n, *low, *high] for n, low, high in (
-            (agent.obs_dim, agent.low, agent.high), (env.observation_space.shape[0], box.low, box.high)))
-        if made_for != is_for:
-            raise ValueError(f"the agent is of another environment: size of observations and bounds {made_for}, not {is_for}")
+        bounds = agent.low.astype(box.dtype), agent.high.astype(box.dtype)
+        if env.observation_space.shape != (agent.obs_dim,) or not np.array_equal(bounds, (box.low, box.high)):
+            raise ValueError(f"the agent is of another environment: it takes {agent.obs_dim} numbers and acts between "
+                             f"{agent.low} and {agent.high}, not {env.observation_space} and {box}")
         for i, seed in enumerate(seeds):
             obs, _ = env.reset(seed=int(seed))
             done = False
@@ -481,14 +482,18 @@ def evaluate(agent, env, seeds):
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 def bare_products(agent, batch_size):
-    """The matrix products of one update, and nothing else: triples x, y and where x @ y goes."""
+    """The matrix products of one update, and nothing else: triples x, y and where x @ y goes.
+
+    dx of a layer with one output is no such product: backward multiplies elementwise there.
+    """
     triples, zeros = [], lambda *shape: np.zeros(shape, agent.dtype)
     for net, n_forward, n_first_dx in ((agent.actor, 2, 0), (agent.critic, 3, 1)):          # and one dW of each layer
         for i, W in enumerate(net.weights):
             x, y = (zeros(*W.shape[:-2], batch_size, n) for n in W.shape[-2:])
             triples += n_forward * [(x, W, y)]                                              # y = x W
             triples += [(x.swapaxes(-1, -2), y, zeros(*W.shape))]                           # dW = xᵀ dy
-            triples += (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]  # dx = dy Wᵀ
+            if W.shape[-1] > 1:
+                triples += (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]      # dx = dy Wᵀ
     return triples
 
 
@@ -510,7 +515,8 @@ def benchmark():
               f"ratio {update / products:.2f}; replay buffer {buffer.rows.nbytes / 2**20:.1f} MB per 10 000 steps")
     try:
         import resource
-        print(f"memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MB at its peak")
+        unit = 2**20 if sys.platform == "darwin" else 2**10                 # macOS counts bytes, Linux kilobytes
+        print(f"memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.0f} MB at its peak")
     except ImportError:                                                     # not on Windows
         pass
 
@@ -544,8 +550,11 @@ def main():
     try:
         if args.benchmark:
             return benchmark()
-        if args.save and (args.save.is_dir() or not args.save.parent.is_dir() or not os.access(args.save.parent, os.W_OK)):
-            raise ValueError(f"cannot write {args.save}: it must be a file in a folder that can be written")
+        if args.save:
+            if args.save.is_dir():
+                raise IsADirectoryError(f"cannot write {args.save}: it is a folder")
+            part = args.save.with_name(args.save.name + ".part")            # what agent.save will write first
+            part.touch(), part.unlink()                                     # better an error now than after training
         if args.load is not None:
             agent = SAC.load(args.load)
         else:
