@@ -433,6 +433,7 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
                 a = agent.sample(obs[None])[0]
             elif t % s.hold == 0:
                 a = agent.rng.uniform(-1, 1, agent.action_dim)
+            check_finite("action", a)                                       # an observation of 1e20 overflows the networks
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             next_obs = agent.checked(next_obs)
