@@ -400,6 +400,7 @@ def test_maximum_caliber_is_soft_optimal_control_only_if_deterministic_and_undis
     mdp, alpha = random_mdp(gamma, 4, 2, K), 0.7
     paths, returns, log_p, soft, V = soft_paths(mdp, [alpha] * 4)
     found, _, P = M.max_caliber(mdp, 0, 4, M.boltzmann_policy(returns, alpha, log_p) @ returns)
+    assert {len(x) for x in M.enumerate_paths(mdp, 0, 0)} == {1}, "of no step there is one path"
     J, TV = M.regularised_value(soft, returns, alpha, log_p), np.abs(soft - P).sum() / 2
     assert near(found, alpha, 1e-9) and near(M.soft_value(returns, alpha, log_p) - J, alpha * kl(soft, P), 1e-12)
     assert near(soft, P, 1e-12) if (K, gamma) == (1, 1) else 0.01 < TV < np.sqrt(kl(soft, P) / 2)
