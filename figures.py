@@ -409,7 +409,7 @@ def figure_action_langevin(options):
             if log_std < np.log(0.7):                                       # wider ones have two peaks, at the bounds
                 break
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
-        sampled = histogram(sample_actions(a, Q[i], slope[i], alpha, n=3000), a[::5])
+        sampled = histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5])
         panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
 
     title = f"Langevin driven by a trained critic samples its Boltzmann policy (α raised from {agent.alpha:.2g})"

@@ -84,7 +84,7 @@ def test_one_cold_trajectory_is_trapped_in_its_well_while_an_ensemble_from_a_sym
         assert chi_square(L.simulate(RNG(6).uniform(-2, 2, 20_000), n_steps=400, **well), p) < 4, f"kT = {kT}"
     assert chi_square(L.simulate(np.ones(2000), n_steps=400, **well), p) > 100
     x, edges = L.simulate([0.5], n_steps=20_000, record_every=1, **well)[4000:, 0], GRID[::5]
-    away = np.abs(np.histogram(x, edges)[0] / x.size - np.histogram(GRID, edges, weights=p * DX)[0]).sum() / 2
+    away = F.total_variation(F.histogram(x, edges), np.histogram(GRID, edges, weights=p, density=True)[0], edges)
     assert (x > 0).all() and abs(away - 0.5) < 0.1, f"total variation {away:.3f}"
     assert off(x.reshape(20, -1).mean(axis=1), GRID @ (2 * p * (GRID > 0)) * DX) < 4, "E[x] of its well, over 20 blocks of time"
 
@@ -233,7 +233,7 @@ passage = lambda V=L.double_well, a=-1.0, kT=1.0, gamma=1.0: L.mean_first_passag
 
 @pytest.mark.parametrize("call, wrong, message", [(call, {name: bad}, message) for call, names, message, values in [
     *((call, names, "{} must be a positive number, got ", (0.0, -1.0, np.nan, np.inf)) for call, names in (
-        (run, "kT dt gamma"), (evolve, "dx kT gamma"), (passage, "kT gamma"))),
+        (run, "kT dt gamma"), (evolve, "dx kT gamma"), (passage, "kT gamma"), (lambda dt: log_p([0, 1], dt), "dt"))),
     (run, "x0", "x0 must be a one-dimensional array", (1.0, np.zeros((2, 2)), [0.0, np.nan], [np.inf])),
     (run, "n_steps record_every", "{} must be a whole number", (-1, 1.5)), (run, "record_every", "1 or more", [0]),
     (run, "grad_V V", "{} must return one finite number", (np.sum, lambda x: np.where(x > 1, np.nan, x))), (run, "method", "mala.*needs the potential", ["mala"]),
@@ -310,19 +310,19 @@ def exact_means(Q, alpha, density=PDF, g=E):
     return alpha * np.sum(np.exp(-np.exp(s)) - each.prod(1)) * 0.2, np.sum(tilted * others) * 0.2
 
 def test_the_soft_maximum_overestimates_more_than_the_hard_one_and_the_minimum_of_two_critics_does_not():
-    """C7, noise N(0, 1): E[LSE_α] > E[max], only less α log 10 it falls with α; C10: bias of E_π[Q̂], π ∝ exp(Q̂/α)."""
-    (one, two), alphas, falls = rng().normal(size=(2, 50_000, 10)), (0.1, 0.5, 1.0, 2.0), lambda *x: max(np.diff(x)) < 0
-    hard, (soft, average) = BEST @ E, np.transpose([exact_means(np.zeros(10), alpha) for alpha in alphas])
-    for alpha, V, mean in zip(alphas, soft, average):
-        assert off(M.soft_value(one, alpha), V) < 4 > off(np.sum(M.boltzmann_policy(one, alpha) * one, axis=1), mean)
-    assert off(M.soft_value(one, 0), hard) < 4
-    assert falls(*soft[::-1], hard) and falls(hard, *average) and falls(hard, *soft - np.multiply(alphas, np.log(10)))
-    Q, least, laws = np.linspace(0, 2, 10), np.minimum(one, two), ((PDF, E), (PDF, CLIPPED), (2 * (1 - CDF) * PDF, E))
-    exact = [exact_means(Q, 1.0, *law)[1] for law in laws] + [BEST @ CLIPPED]      # the last: greedy, ten equal actions
-    cases = (Q + one, 1.0, one), (Q + one, 1.0, least), (Q + least, 1.0, least), (one, 0, least)
-    for mean, (seen, alpha, noise) in zip(exact, cases):
-        assert off(np.sum(M.boltzmann_policy(seen, alpha) * noise, axis=1), mean) < 4
-    assert -exact[0] / 3 < exact[1] < exact[2] < 0 < exact[0] and -exact[0] / 10 < exact[2] and exact[3] < 0
+    """C7, ten actions of value 0 seen through noise N(0, 1): E[LSE_α] > E[max], and only less α log 10 it falls with α.
+    C10, ten actions of values Q: bias of E_π[Q̂], π ∝ exp(Q̂/α), if one critic, or the smaller of two, picks and judges."""
+    alphas, hard, n = np.array((0.1, 0.5, 1.0, 2.0)), BEST @ E, 50_000
+    soft, average = np.transpose([exact_means(np.zeros(10), alpha) for alpha in alphas])
+    exact = np.stack(np.broadcast_arrays(hard, soft, soft - alphas * np.log(10), average, BEST @ CLIPPED))
+    assert near(F.overestimation(alphas, n_draws=n), exact, 4 / np.sqrt(n)), "no standard deviation is above 1"
+    assert min(soft) > hard > exact[2:].max() and min(np.diff(soft)) > 0 > np.diff(exact[2:4]).max() and exact[4, 0] < 0
+    Q, (one, two), bias = np.linspace(0, 2, 10), rng().normal(size=(2, n, 10)), []
+    least = np.minimum(one, two)
+    for picks, judges, law in ((one, one, (PDF, E)), (one, least, (PDF, CLIPPED)), (least, least, (2 * (1 - CDF) * PDF, E))):
+        bias.append(exact_means(Q, 1.0, *law)[1])
+        assert off(np.sum(M.boltzmann_policy(Q + picks, 1.0) * judges, axis=1), bias[-1]) < 4
+    assert -bias[0] / 3 < bias[1] < bias[2] < 0 < bias[0] and -bias[0] / 10 < bias[2]
 
 def test_a_die_with_mean_4_5_is_found_in_at_most_8_newton_steps_and_has_the_largest_entropy():
     """Eq. 4, 5 (Jaynes' die); 3.5 is the fair die, 2.5 the mirrored one, and renumbering the faces changes nothing."""
@@ -365,9 +365,8 @@ def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iterati
     """Eq. 14–17, C13: Q − α log π* = V for all actions (no noise in a target); V_0 ≤ V_α ≤ V_0 + α log|A|/(1 − γ)."""
     mdp, bound, pi, values = random_mdp(gamma), alpha * np.log(3) / (1 - gamma), simplex(3, 7), []
     flat = M.MDP(np.ones((7, 3)), mdp.successor, mdp.probability, gamma)    # here the bound is attained
-    apart = M.MDP(np.array([[1.0], [-1.0]]), np.array([[[0]], [[1]]]), np.ones((2, 1, 1)), gamma)
     (Q, V, opt), T = M.soft_value_iteration(mdp, alpha), lambda V: M.soft_value(M.soft_backup(mdp, V), alpha)
-    hard, top, rough = (M.soft_value_iteration(*x)[1] for x in ((mdp, 0), (flat, alpha), (apart, alpha, 0.0, 0.1)))
+    hard, top = M.soft_value_iteration(mdp, 0)[1], M.soft_value_iteration(flat, alpha)[1]
     assert near(M.soft_value_iteration(mdp, alpha, tol=0)[1], V, 2e-9), "it must end also where only rounding is left"
     for A, B in rng().normal(size=(100, 2, 7)):
         assert near(T(A), T(B), gamma * np.abs(A - B).max() + 1e-12) and near(T(A + 5), T(A) + 5 * gamma, 1e-12)
@@ -378,14 +377,15 @@ def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iterati
     assert near(Q, mdp.reward + gamma * sum(mdp.probability[:, :, k] * V[mdp.successor[:, :, k]] for k in (0, 1)), 1e-9)
     assert near(Q - alpha * np.log(opt), V[:, None], 1e-9) and near(M.soft_policy_evaluation(mdp, opt, alpha), V, 2e-9)
     assert -2e-9 < (V - hard).min() and (V - hard).max() < bound and near(top - 1 / (1 - gamma), bound, 2e-9)
-    assert near(rough, np.array((1, -1)) / (1 - gamma), 0.1) and (gamma < 0.99 or abs(rough[0] - 100) > 0.09)
 
 def test_value_iteration_is_as_exact_as_promised_on_a_ring_where_nothing_mixes():
     """One action, fifty states in a ring: V solves a linear system; the change of a sweep shrinks by γ = 0.999 at most."""
     ring, reward = np.roll(np.eye(50), 1, axis=1), 100 + rng().normal(size=(50, 1))
     mdp = M.MDP(reward, ring.argmax(axis=1)[:, None, None], np.ones((50, 1, 1)), 0.999)
     exact = np.linalg.solve(np.eye(50) - 0.999 * ring, reward[:, 0])
-    assert near(M.soft_value_iteration(mdp, 1.0)[1], exact, 1e-9) and near(M.soft_policy_evaluation(mdp, np.ones((50, 1)), 1), exact, 1e-9)
+    assert near(M.soft_value_iteration(mdp, 1.0)[1], exact, 1e-9)
+    apart = M.MDP(np.array([[1.0], [-1.0]]), np.array([[[0]], [[1]]]), np.ones((2, 1, 1)), 0.99)           # V = ±100
+    assert 0.09 < 100 - M.soft_value_iteration(apart, 1.0, tol=0.1)[1][0] < 0.1, "as exact as asked for, and no more"
 
 def soft_paths(mdp, alphas):                                                # backward induction, Eq. 14, 16, 17
     (paths, returns, log_p), V, P = M.enumerate_paths(mdp, 0, len(alphas)), np.zeros(len(mdp.reward)), 1.0
@@ -403,7 +403,7 @@ def test_maximum_caliber_is_soft_optimal_control_only_if_deterministic_and_undis
     assert {len(x) for x in M.enumerate_paths(mdp, 0, 0)} == {1}, "of no step there is one path"
     J, TV = M.regularised_value(soft, returns, alpha, log_p), np.abs(soft - P).sum() / 2
     assert near(found, alpha, 1e-9) and near(M.soft_value(returns, alpha, log_p) - J, alpha * kl(soft, P), 1e-12)
-    assert near(soft, P, 1e-12) if (K, gamma) == (1, 1) else 0.01 < TV < np.sqrt(kl(soft, P) / 2)
+    assert near(soft, P, 1e-12) if (K, gamma) == (1, 1) else TV > 0.01
     assert (gamma < 1) != near(V, J, 1e-12) and (K > 1 or near(soft_paths(mdp, 0.7 / gamma**np.arange(4))[3], P, 1e-12))
 
 def test_the_multiplier_changes_sign_at_the_mean_return_of_uniform_actions():
@@ -470,12 +470,12 @@ def exact_pendulum(alpha):                                                  # θ
     _, V, pi = M.soft_value_iteration(mdp, alpha, mdp.log_base, tol=0.01)
     return *np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij"), *np.reshape((V, pi @ mdp.a), (2, len(mdp.theta), -1))
 
-def test_the_exact_torque_saturates_almost_everywhere_and_near_upright_follows_mostly_the_angle():
+def test_the_exact_torque_saturates_on_most_of_the_grid_and_near_upright_follows_mostly_the_angle():
     """C16: it is α that makes it smooth. C14: left alone the pendulum falls as θ + ω/√15 says; torque opposes that."""
     hard, soft = (np.mean(np.abs(exact_pendulum(alpha)[3]) > 0.99) for alpha in (0, 0.2))
-    theta, omega, _, u = (x[36:65, 31:50] for x in exact_pendulum(0.2))     # |θ| < 0.9, |ω| < 2
+    theta, omega, _, u = (x[37:65, 31:50] for x in exact_pendulum(0.2))     # |θ| < 0.9, |ω| < 2
     both, angle, velocity = (np.mean(u * x < 0) for x in (theta + omega / np.sqrt(15), theta, omega))
-    assert hard > 0.8 and soft < 0.5 * hard and both > 0.95 and both - 0.1 > angle > velocity
+    assert hard > 0.8 and soft < 0.1 and both > 0.95 and both - 0.1 > angle > velocity
 
 def test_value_is_mirror_symmetric_and_follows_mechanical_energy_not_the_distance_from_the_goal():
     """C15: correlations over the grid; hanging at rest is worst, though hanging at ω = 6 is farther away."""
@@ -491,7 +491,7 @@ def total_return(policy, theta, omega, total=0.0):
         total = total + reward
     return total
 
-def test_the_best_possible_mean_return_is_minus_133_and_no_other_policy_beats_it():
+def test_the_best_possible_mean_return_is_minus_133_and_no_other_policy_has_a_better_mean():
     """C11, starts of reset(seed=0..99): energy pumping with a linear regulator, zero and random torque stay below."""
     def pump(theta, omega):
         energy, x = omega**2 / 6 + 5 * (np.cos(theta) - 1), (theta + np.pi) % (2 * np.pi) - np.pi + omega / np.sqrt(15)
@@ -499,7 +499,7 @@ def test_the_best_possible_mean_return_is_minus_133_and_no_other_policy_beats_it
     draw, (theta, omega) = rng(), np.transpose([(ENV.reset(seed=seed), ENV.state)[1] for seed in range(100)])
     zero, random = lambda theta, omega: 0 * theta, lambda theta, omega: draw.uniform(-2, 2, theta.shape)
     best = M.pendulum_optimal_return(theta, omega).mean()
-    assert abs(best + 133) < 0.7 > max(total_return(p, theta, omega).mean() for p in (pump, zero, random)) - best
+    assert abs(best + 133) < 0.7 and best > max(total_return(p, theta, omega).mean() for p in (pump, zero, random))
     assert off(total_return(random, *draw.uniform((-np.pi, -1), (np.pi, 1), (4000, 2)).T), -1226) < 4       # not −1500
     *after, reward = M.pendulum_step(theta[:, None], omega[:, None], np.linspace(-2, 2, 401))
     loss = (reward + M.pendulum_step(*after, 0.0)[2]).max(1) - M.pendulum_optimal_return(theta, omega, 101, 101, 6, 2)
@@ -769,7 +769,7 @@ def test_temperature_falls_while_entropy_exceeds_its_target_rests_at_it_and_stay
 def test_update_steps_critics_actor_and_temperature_then_averages_the_targets_and_stops_at_a_bad_loss():
     """In this order, each once, on a fresh pair of noises; Polyak averaging keeps 1 − τ of the old target."""
     agent, batch, _ = random_agent()
-    assert (AGENT.critic_target.theta == AGENT.critic.theta).all(), "a fresh agent's targets are its critics"
+    assert (AGENT.critic_target.theta == AGENT.critic.theta).all() and AGENT.critic_target.scale == AGENT.critic.scale == 2
     other, (obs, a, reward, next_obs, terminated) = copy.deepcopy(agent), batch
     metrics, noise = agent.update(batch), other.rng.standard_normal((2, 40, 2))
     critic_loss, d_critic = other.critic_loss(obs, a, other.target(reward, next_obs, terminated, noise[0]))
@@ -820,15 +820,15 @@ POSITIVE = "tau batch_size learning_rate final_learning_rate warmup hold alpha q
         ([-1, 0], [3, 0]), ([-1, -1], [1, inf]), ([-1e308], [1e308]), ([nan], [0]), ([0, 0], [1]), ([[0]], [[1]])]),
     ("setting.*{}", lambda name, value: S.SAC(3, [-1], [1], replace(SMALL, **{name: value})), [
         *itertools.product(POSITIVE, (0, -1, inf, nan)), *itertools.product(["gamma"], (-0.1, 1, nan)), ("tau", 1.1),
-        ("hidden", ()), ("hidden", (8, 0))]),
+        ("hidden", ()), ("hidden", (8, 0)), ("random_steps", -1), ("random_steps", 0.5), ("batch_size", 1.5)]),
     ("target_entropy must be below 2 log 2", lambda H: S.SAC(3, [-1, -1], [1, 1], replace(SMALL, target_entropy=H)), [
         (1.4,), (-inf,), (nan,)]),
     ("of another environment", lambda low, high: S.evaluate(S.SAC(2, low, high, SMALL), Reacher(), [0]), [
         ([-1, 0], [3, 9]), ([-1, -1], [3, 10]), ([-1], [3])]),
     ("whole number .* 50 steps .* {}", lambda n: S.train(Toy(), SMALL, n_steps=n), [(50,), (60.5,), (inf,), (nan,)]),
     ("{}s must be a flat Box", lambda name, space: S.train(Toy(**{f"{name}_space": space}), SMALL, n_steps=60), [
-        ("action", gym.spaces.Discrete(3)), ("action", Box(0, inf, (1,))), ("action", Box(-1, 1, (1, 1))),
-        ("observation", gym.spaces.Discrete(3)), ("observation", Box(-1, 1, (2, 2)))]),
+        *itertools.product(("action", "observation"), (gym.spaces.Discrete(3), Box(-1, 1, (2, 2)))),
+        ("action", Box(0, inf, (1,))), ("action", Box(-1, 1, (1,), int))]),
     (r"must have shape \(3,\) or \(N, 3\), got", lambda *shape: AGENT.act(np.zeros(shape)), [(4,), (5, 2), (1, 1, 3)]),
     ("cannot make .* 'Nil-v0'", lambda use: use("Nil-v0"), [(S.train,), (lambda env: S.evaluate(AGENT, env, [0]),)])])
 
@@ -863,12 +863,12 @@ def test_a_terminated_step_does_not_bootstrap_and_a_truncated_one_does(terminate
 def test_training_warms_up_with_held_random_actions_then_follows_the_policy_and_logs_each_step(rows, monkeypatch):
     """Later episodes begin with 0 to random_steps random steps; a policy that always answers 0 tells them apart."""
     monkeypatch.setattr(S.SAC, "sample", lambda agent, obs: np.zeros((len(obs), 1)))
-    rates, n, steps = [], 950, np.arange(1, 951)
-    agent, log = S.train(Toy(10), replace(SMALL, random_steps=4, hold=3), n_steps=n, progress=lambda step, agent, log:
+    rates, n, steps, settings = [], 950, np.arange(1, 951), replace(SMALL, random_steps=4, hold=3, buffer_size=900)
+    agent, log = S.train(Toy(10), settings, n_steps=n, progress=lambda step, agent, log:
                          rates.append([step, *(optimiser.learning_rate for optimiser in agent.optimisers)]))
     a = np.array([a[0] for _, a, *_ in rows]).reshape(95, 10)
     assert ((np.diff(a[:5]) == 0) == (np.arange(1, 10) % 3 > 0)).all(), "each random action is held for three steps"
-    assert -1 <= a.min() < -0.9 and 0.9 < a.max() <= 1
+    assert -1 <= a.min() < -0.9 and 0.9 < a.max() <= 1 and a[:5].all(), "all 50 steps of warm-up are random"
     lead = (a[5:] != 0).sum(axis=1)
     assert set(lead) == {0, 1, 2, 3, 4} and ((a[5:] != 0) == (np.arange(10) < lead[:, None])).all()
     rate = 5e-3 + (1e-3 - 5e-3) * np.maximum(steps - 50, 0) / (n - 50)      # linear, from the first update to the last
@@ -876,7 +876,7 @@ def test_training_warms_up_with_held_random_actions_then_follows_the_policy_and_
     assert np.array_equal(log["step"], steps[50:]) and log["alpha"][-1] == agent.alpha and log["n_steps"] == n
     assert all(len(log[key]) == n - 50 for key in ("critic_loss", "actor_loss", "alpha", "entropy"))
     assert np.array_equal(log["episode_step"], steps[9::10]) and (log["episode_return"] == 10).all()
-    assert np.array_equal(log["observations"], [row[0] for row in rows])
+    assert np.array_equal(log["observations"], [row[0] for row in rows[900:] + rows[50:900]]), "the newest over the oldest"
 
 def test_an_environment_may_go_on_writing_into_the_array_that_it_returned(rows, monkeypatch):
     """s and s' of a transition must not become one."""
@@ -955,7 +955,7 @@ def command(monkeypatch, capsys, tmp_path):
         (lambda step: step == 160 and ([0, nan], 1.0), "step 160: the observation is not finite"),
         (lambda step: step == -160 and ([inf, 0],), "step 160: the observation is not finite"),
         (lambda step: step == 160 and ([0, 0], -inf), "step 160: the reward is not finite"),
-        (lambda step: step == 160 and ([1e30, 0], 1.0), r"step 16\d: the (action|critic's squared gradient) is not finite"),
+        (lambda step: step == -160 and ([1e30, 0],), "step 161: the action is not finite"),
         (lambda step: step > 50 and ([1e15, 0], 1.0), r"step \d+: the critic's squared gradient is not finite"),
         (lambda step: step == 160 and ([0], 1.0), r"step 160.*shape \(2,\), got \(1,\)"),
         (lambda step: step == -160 and ([0, 0, 0],), r"step 160.*shape \(2,\), got \(3,\)")))])
@@ -977,16 +977,16 @@ def test_command_line_shows_progress_trains_evaluates_saves_and_loads(command, m
     table = [shown.fullmatch(line).group(1, 2, 5, 6) for line in lines]
     assert table == [("100", "5.0", "2", "35"), ("170", "5.0", "1", "0")]
     assert not status and out.startswith("mean return over 100 episodes from reset(seed=0..99): 5.0")
-    assert command("--load agent.npz", Toy(5)) == (None, out, [])
+    assert command("--load agent.npz", env := Toy(5)) == (None, out, []) and env.steps == 100 * 5
 
 def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypatch):
     """Ctrl-C in the environment's step 80: the agent of 79 steps is saved.  In an update: the log has whole rows."""
-    status, _, lines = command("--steps 200 --save a.npz", Toy(event=lambda step: step == 80 and ctrl_c()))
+    status, _, lines = command("--steps 200 --seed 3 --save a.npz", Toy(event=lambda step: step == 80 and ctrl_c()))
     assert status == 130 and lines[-1].endswith("interrupted after 79 of 200 steps")
     kept = []
-    S.train(Toy(), n_steps=200, progress=lambda step, agent, log: step == 79 and kept.append(parameters(agent)))
+    S.train(Toy(), seed=3, n_steps=200, progress=lambda step, agent, log: step == 79 and kept.append(parameters(agent)))
     assert np.array_equal(parameters(S.SAC.load("a.npz")), kept[0])
-    monkeypatch.setattr(S.SAC, "update", ctrl_c)
+    monkeypatch.setattr(S.SAC, "update", lambda agent, batch: len(batch[0]) == SMALL.batch_size and ctrl_c())
     _, log = S.train(Toy(), n_steps=200)
     assert log["n_steps"] == 51 and {log[key].size for key in ("step", "critic_loss", "alpha", "entropy")} == {0}
 
@@ -1021,12 +1021,12 @@ def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha, tilt):
     x = F.sample_actions(a, Q(a), dQ_da, alpha, n=6000)
     expected = M.boltzmann_policy(Q((a[1:] + a[:-1]) / 2), alpha).reshape(20, 100).sum(1) * len(x)
     counts = np.histogram(x, edges)[0]
-    chi_square = np.sum((counts - expected) ** 2 / expected)
-    assert chi_square < 19 + 4 * np.sqrt(2 * 19), "the sample differs from exp(Q/α)/Z by more than its sampling error"
-    assert counts.sum() == len(x) and np.abs(x).max() <= 1
+    assert np.sum((counts - expected) ** 2 / expected) < 19 + 4 * np.sqrt(2 * 19), "χ² of 20 bins is 19 ± √38"
+    assert counts.sum() == len(x), "an action lies beyond a bound"
 
 def test_the_squashed_gaussian_commits_to_one_mode_below_the_critical_temperature():
-    """C8: the best tanh-Gaussian for a Q with two peaks holds both above α_c = 0.2997 ± 0.002, and one below, losing log 2."""
+    """C8: for a Q with two peaks the best tanh-Gaussian is centred above α = 0.2998, where a one-sided one is as good, and
+    one-sided below, where it loses log 2."""
     assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.2977)[0]) > 0.5
     assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.3017)[0]) < 0.01
     a = np.linspace(-1, 1, 4001)
@@ -1035,39 +1035,31 @@ def test_the_squashed_gaussian_commits_to_one_mode_below_the_critical_temperatur
 
 def test_a_soft_policy_is_robust_against_one_set_of_reward_changes_and_not_against_another():
     """C8: E_π[r] + α H(π) − ε is the worst E_π[r'] over all r' with α log Σ exp((r − r')/α) ≤ ε (Eysenbach & Levine 2022)."""
-    rng, alpha, epsilon = np.random.default_rng(0), 0.7, 1.3
-    r = np.array([1.0, 3.0, 2.0, 0.5, 2.5])
-    pi = M.boltzmann_policy(r, alpha)
-    worst = r - alpha * np.log(pi) - epsilon
-    assert M.soft_value(r - worst, alpha) == pytest.approx(epsilon, abs=1e-12)
-    assert pi @ worst == pytest.approx(M.regularised_value(pi, r, alpha) - epsilon, abs=1e-12)
-    change = rng.normal(0, 2, (5000, 5))
-    change += (epsilon - M.soft_value(change, alpha))[:, None]
-    assert (pi @ (r - change).T >= pi @ worst - 1e-12).all()
-    Q = np.array([1.0, -10.0])
-    assert M.boltzmann_policy(Q, 2.0) @ Q - 0.1 < Q.max() - 0.1, "against |r − r'| ≤ 0.1 each policy loses 0.1: greedy stays best"
+    alpha, epsilon, pi = 0.7, 1.3, M.boltzmann_policy(Q5, 0.7)              # r = Q5
+    worst = Q5 - alpha * np.log(pi) - epsilon
+    assert near(M.soft_value(Q5 - worst, alpha), epsilon, 1e-12), "it lies on the edge of the set"
+    assert near(pi @ worst, M.regularised_value(pi, Q5, alpha) - epsilon, 1e-12)
+    change = rng().normal(0, 2, (5000, 5))
+    change += (epsilon - M.soft_value(change, alpha))[:, None]              # other r − r' on the edge
+    assert (pi @ (Q5 - change).T >= pi @ worst - 1e-12).all()
+    in_box = lambda pi: min(pi @ (Q5 + change) for change in itertools.product((-0.1, 0.1), repeat=5))
+    assert max(map(in_box, (pi, *simplex(5, 1000)))) < in_box(Q5 == Q5.max()), "against |r − r'| ≤ 0.1 greedy stays best"
 
 def test_a_flat_loss_of_zero_does_not_mean_convergence():
-    """C13: with the target network still at 0, Q = r has loss 0 and is wrong; the exact Q has the loss γ² E[Var V(s')] > 0."""
-    rng = np.random.default_rng(0)
-    mdp = M.MDP(rng.normal(size=(5, 3)), rng.integers(0, 5, (5, 3, 2)), np.full((5, 3, 2), 0.5), 0.9)
-    Q, V, _ = M.soft_value_iteration(mdp, 0.5)
-    y = mdp.reward[..., None] + mdp.gamma * V[mdp.successor]                # Eq. 19, for both successors
-    floor = mdp.gamma**2 * V[mdp.successor].var(-1)
-    assert np.mean((Q[..., None] - y) ** 2) == pytest.approx(floor.mean(), rel=1e-6) and floor.mean() > 0
-    assert np.abs(Q - mdp.reward).max() > 1
+    """C13: for a target network that is still 0, r + γ α log 3 has the loss 0 and is wrong; the exact Q has γ² Var V(s')."""
+    mdp = random_mdp()
+    y = lambda V: mdp.reward[..., None] + mdp.gamma * V[mdp.successor]      # Eq. 19, for both successors
+    loss = lambda Q, V: np.sum(mdp.probability * (Q[..., None] - y(V)) ** 2, axis=-1)
+    (Q, V, _), wrong = M.soft_value_iteration(mdp, 0.5), mdp.reward + 0.9 * 0.5 * np.log(3)
+    assert near(loss(wrong, M.soft_value(np.zeros((7, 3)), 0.5)), 0, 1e-28) and np.abs(wrong - Q).max() > 1
+    noise = 0.9**2 * mdp.probability.prod(-1) * np.ptp(V[mdp.successor], axis=-1) ** 2      # γ² p (1 − p) (V_1 − V_2)²
+    assert near(loss(Q, V), noise, 1e-8) and noise.min() > 0
 
-def test_only_the_ratio_of_reward_and_temperature_counts_and_alpha_is_the_price_of_entropy():
-    """C19: (c r, c α) has the same policy as (r, α); α is where LSE_α(Q) − α H̄, a convex dual, is least: there H = H̄."""
-    rng, c, h = np.random.default_rng(0), 3.7, 1e-5
-    P = rng.dirichlet(np.ones(2), (6, 3))
-    small = M.MDP(rng.normal(size=(6, 3)), rng.integers(0, 6, (6, 3, 2)), P, 0.9)
-    large = M.MDP(c * small.reward, small.successor, P, 0.9)
-    (Q, V, pi), (Q_c, V_c, pi_c) = M.soft_value_iteration(small, 0.5), M.soft_value_iteration(large, 0.5 * c)
-    assert np.abs(pi - pi_c).max() < 1e-8 and np.abs(c * V - V_c).max() < 1e-7
-    for alpha in (0.2, 1.0):
-        slope = (M.soft_value(Q, alpha + h) - M.soft_value(Q, alpha - h)) / (2 * h)
-        assert np.abs(slope - M.entropy(M.boltzmann_policy(Q, alpha))).max() < 1e-8, "d(α log Z)/dα = H"
+def test_only_the_ratio_of_reward_and_temperature_counts():
+    """C19: (c r, c α) has the policy of (r, α) and c times its value.  That α is the price of entropy: see Eq. 9–12."""
+    mdp = random_mdp()
+    (_, V, pi), (_, V_c, pi_c) = (M.soft_value_iteration(replace(mdp, reward=c * mdp.reward), 0.5 * c) for c in (1, 3.7))
+    assert near(pi_c, pi, 1e-8) and near(V_c, 3.7 * V, 1e-7)
 
 def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
     """C4, Eq. 8: safe pays 1, risky 4 with chance 0.1; only the causal reading keeps that chance and P = 1/(1 + exp(1 − 0.4))."""
@@ -1086,22 +1078,20 @@ def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
 def test_sac_has_learned_the_physics_where_it_went(pendulum):
     """C17: on the states that it visited, its Q follows the exact soft Q, and its torque mostly has the right sign."""
     agent, log = pendulum
-    mdp = M.pendulum_mdp(gamma=agent.settings.gamma)
+    mdp, obs = M.pendulum_mdp(gamma=agent.settings.gamma), log["observations"][::7]
     Q, _, pi = M.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
-    obs = log["observations"][::7]
-    corners, weight = M.bilinear(np.arctan2(obs[:, 1], obs[:, 0]).astype(float), obs[:, 2].astype(float), len(mdp.theta), len(mdp.theta_dot))
-    exact = np.sum(weight * (pi * Q).sum(1)[corners], 1)
-    a = agent.sample(obs, deterministic=True)
-    learned = agent.critic.forward(np.concatenate((obs, a), 1))[0].min(0)[:, 0]
-    assert np.corrcoef(learned, exact)[0, 1] > 0.95
-    few, n = np.repeat(obs[:5], 20_000, axis=0), 20_000
-    a_few = copy.deepcopy(agent).sample(few)
-    drawn = 2 * a_few[:, 0], agent.critic.forward(np.concatenate((few, a_few), 1))[0].min(0)[:, 0]
-    for quadrature, sample in zip(F.mean_torque_and_value(agent, obs[:5]), np.reshape(drawn, (2, 5, n)).astype(float)):
-        assert (np.abs(sample.mean(1) - quadrature) < 4 * sample.std(1) / np.sqrt(n) + 1e-3 * np.ptp(sample, axis=1)).all()
-    torque = np.sum(weight * (pi @ mdp.a)[corners], 1)
-    sure = np.abs(torque) > 0.9
-    assert np.mean(np.sign(a[sure, 0]) == np.sign(torque[sure])) > 0.8
+    theta, omega = np.arctan2(obs[:, 1], obs[:, 0]).astype(float), obs[:, 2].astype(float)
+    corners, weight = M.bilinear(theta, omega, len(mdp.theta), len(mdp.theta_dot))
+    torque, value = (np.sum(weight * x[corners], axis=1) for x in (2 * pi @ mdp.a, np.sum(pi * Q, axis=1)))
+    our_torque, our_value = F.mean_torque_and_value(agent, obs)
+    sure = np.abs(torque) > 1.8
+    assert np.corrcoef(our_value, value)[0, 1] > 0.95 and np.mean((our_torque * torque > 0)[sure]) > 0.8
+    few, n = np.repeat(obs[:5], 20_000, axis=0), 20_000                     # and those two means are those of samples
+    a = copy.deepcopy(agent).sample(few)
+    drawn = 2 * a[:, 0], agent.critic.forward(np.concatenate((few, a), 1))[0].min(0)[:, 0]
+    for quadrature, sample in zip((our_torque, our_value), np.reshape(drawn, (2, 5, n)).astype(float)):
+        error = np.abs(sample.mean(1) - quadrature[:5])
+        assert (error < 4 * sample.std(1) / np.sqrt(n) + 1e-3 * np.ptp(sample, axis=1)).all()
 
 def test_default_settings_leave_little_regret_and_evaluation_is_repeatable_one_by_one_or_all_at_once(pendulum):
     """Eq. 9 on Pendulum-v1; no start changes another's return, and the figures' vectorised rollout is Gymnasium's."""
@@ -1110,7 +1100,7 @@ def test_default_settings_leave_little_regret_and_evaluation_is_repeatable_one_b
     regret = F.optimum() - returns
     assert -1 < regret.mean() < 15, f"mean regret {regret.mean():.1f}"
     one_by_one = S.evaluate(agent, "Pendulum-v1", [7, 3, 5])
-    assert np.abs(one_by_one - returns[[7, 3, 5]]).max() < 0.5
+    assert np.abs(one_by_one - returns[[7, 3, 5]]).max() < 0.01
     assert np.array_equal(S.evaluate(agent, "Pendulum-v1", [5, 7]), one_by_one[[2, 0]])
 
 # --- Figures and README -----------------------------------------------------------------------------------------------
@@ -1174,11 +1164,12 @@ def tagged(text):
             found |= set(range(int(first), int(last or first) + 1))
     return found
 
+EQUATIONS = [row for row in ROWS if len(row) == 5 and row[0] != "Eq."]
+
 def test_every_equation_is_in_the_readme_and_in_the_function_named_there():
-    rows = [row for row in ROWS if len(row) == 5 and re.match(r"\d", row[0])]
-    assert set().union(*(tagged("Eq. " + row[0]) for row in rows)) == set(range(1, 26))
+    assert set().union(*(tagged("Eq. " + row[0]) for row in EQUATIONS)) == set(range(1, 26))
     assert set().union(*(tagged(CODE[name]) for name in ("langevin", "maxent", "sac_numpy"))) == set(range(1, 26))
-    for row in rows:
+    for row in EQUATIONS:
         module, *path = row[2].strip("`").split(".")
         function = {"langevin": L, "maxent": M, "sac_numpy": S}[module]
         for name in path:
@@ -1187,13 +1178,12 @@ def test_every_equation_is_in_the_readme_and_in_the_function_named_there():
 
 def test_every_name_in_the_readme_exists():
     tests = re.findall(r"def (test_\w+)", CODE["test_all"])
-    for row in ROWS:
-        column = 3 if len(row) == 5 and re.match(r"\d", row[0]) else 3 if re.match(r"C\d", row[0]) else None
-        for word in re.findall(r"`(\w+)`", row[column]) if column else ():
-            assert any(word in test for test in tests), f"no test has {word} in its name"
-        for name in re.findall(r"`(\w+)`", row[4]) if len(row) == 5 and re.match(r"\d", row[0]) else ():
-            assert name in F.FIGURES, f"no figure is called {name}"
-    assert {row[0] for row in ROWS if re.match(r"C\d", row[0])} == {f"C{i}" for i in range(1, 20)}
+    claims = [row for row in ROWS if re.match(r"C\d", row[0])]
+    for row in EQUATIONS + claims:                                          # the fourth cell names tests, the fifth figures
+        words = re.findall(r"`(\w+)`", row[3])
+        assert words and all(any(word in test for test in tests) for word in words), f"{row[0]}: no test for {row[3]!r}"
+    assert {name for row in EQUATIONS for name in re.findall(r"`(\w+)`", row[4])} <= set(F.FIGURES)
+    assert [(row[0], len(row)) for row in claims] == [(f"C{i}", 4) for i in range(1, 20)], "each a row of four cells"
     for module, name in re.findall(r"`(langevin|maxent|sac_numpy)\.(?!py)([A-Za-z_.]+)`", README):
         assert re.search(rf"(def|class) {name.split('.')[-1]}\b", CODE[module]), f"{module}.{name} does not exist"
     for link in re.findall(r"\]\(([^):]+)\)", README):
@@ -1211,6 +1201,6 @@ def test_the_line_counts_in_the_readme_are_right():
     assert counts == {f"{name}.py": text.count("\n") for name, text in CODE.items()}
 
 def test_the_code_in_the_readme_runs(tmp_path):
-    for block in re.findall(r"```python\n(.*?)```", README, re.S):
-        done = python("-c", f"import sys; sys.path.insert(0, {str(HERE)!r})\n{block}", cwd=tmp_path)
-        assert done.returncode == 0, done.stderr
+    block, = re.findall(r"```python\n(.*?)```", README, re.S)
+    done = python("-c", f"import sys; sys.path.insert(0, {str(HERE)!r})\n{block}", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
