@@ -126,7 +126,7 @@ def figure_two_clocks(options):
     fig, ax = sheet((9, 5), "Two clocks: inside a well relaxation is fast, between the wells it takes exp(1/T)")
     curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/(spectral gap of Eq. 3)", BLUE, "-"),
            ("half the first-passage time from −1 to 1", ORANGE, "--"), ("1/(2 × Kramers' rate)", GREEN, ":"),
-           ("inside a well: 1/V'' = 1/8", PINK, "-"))
+           ("inside a well, as T → 0: 1/V'' = 1/8", PINK, "-"))
     ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles, ± 2 s.e.")
     ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than 50 000 steps of 0.01: trapped")
     ax.secondary_xaxis("top").set_xticks((0.5, 1, 2, 10), ("T = 2", "1", "0.5", "T = 0.1"))
@@ -166,12 +166,12 @@ def figure_three_calibers(options):
     odds = (2 / 3, 1 / 2), (1 / 2, 0.1)                                     # P(risky), P(win): of three equal paths; true
     games = np.array([[lucky(alpha, *p, rng) for p in odds] for alpha in few])
 
-    fig, axes = sheet((10, 4.3), "Three calibers: safe pays 1, risky pays 4 with chance 0.1", 1, 2)
+    fig, axes = sheet((10, 4.3), "Only the causal caliber keeps the odds: safe pays 1, risky pays 4 with chance 0.1", 1, 2)
     for ax, rows, dots, title in zip(axes, values.T, games.T, ("P(risky)", "believed P(win | risky); in truth 0.1")):
         curves(ax, alphas, rows, ("uniform over paths", RED, "--"), ("relative to the dynamics", ORANGE, "-."),
                ("causal: soft Bellman, SAC", BLUE, "-"))
         for y, color in zip(dots, (RED, ORANGE)):
-            ax.plot(few, y, "o", color=color, ms=6, label="games kept for their return" if color == RED else None)
+            ax.plot(few, y, "o", color=color, ms=6, label="dots: games kept for their return" if color == RED else None)
         explain(ax, title, "temperature α", "probability", "upper right", xscale="log", ylim=(0, 1.04))
     return fig
 
@@ -184,7 +184,7 @@ def figure_Boltzmann_Policy(options):
     pi_all = np.array([maxent.boltzmann_policy(Q, alpha) for alpha in alphas])
     slope = np.gradient([maxent.soft_value(Q, alpha) for alpha in alphas], alphas)
 
-    fig, axes = sheet((10, 6.4), "Boltzmann policy π(a) ∝ exp(Q(a)/α), Eq. 17: the best action is red", 2, 3)
+    fig, axes = sheet((10, 6.4), "Boltzmann policy π(a) ∝ exp(Q(a)/α), Eq. 17: from the best action (Q = 3) to all alike", 2, 3)
     *bar_axes, last = axes.flat
     for ax, (alpha, pi, V) in zip(bar_axes, panels):
         ax.bar_label(ax.bar(range(5), pi, color=[RED if q == 3 else BLUE for q in Q]), fmt="%.2f", fontsize=9)
@@ -337,7 +337,7 @@ def figure_policy_and_Q(options):
     for row, (name, unit, cmap), y, z, r in zip(axes, looks, learned, exact, agreement):
         limits, span = (z.min(), z.max()), np.quantile(np.abs(y - z), 0.95)
         panels = ((y, f"learned {name}", cmap, limits), (z, f"exact {name}", cmap, limits),
-                  (y - z, f"difference (correlation at dots {r:.2f})", "PuOr", (-span, span)))
+                  (y - z, f"learned − exact (at dots r = {r:.2f})", "PuOr", (-span, span)))
         for ax, (values, title, colors, clim) in zip(row, panels):
             ax.grid(False)
             image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values.reshape(grid.shape[:2]).T, cmap=colors, clim=clim)
@@ -388,8 +388,9 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
 
 def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
-    Where Q has two peaks so has the policy; the best squashed Gaussian with one peak must choose. Of a grid of states, those
-    whose valley or peak stands out most, with broad peaks; α is a quarter of its height (at SAC's own α most are spikes)."""
+    Where Q has two peaks so has the policy; a squashed Gaussian is wide (such states are skipped) or must choose. Of a grid
+    of states, those whose valley or peak stands out most, with broad peaks; α is a quarter of its height (at SAC's own α most
+    are spikes)."""
     agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
@@ -424,28 +425,28 @@ def figure_action_langevin(options):
 
 def overestimation(alphas, n_actions=10, n_draws=50_000, seed=0):
     """What the maximum makes of critics that are only noise, Q = 0 + N(0, 1): rows of mean estimates (5, len(alphas)).
-    Hard max; soft max (Eq. 16); that less α log n; Boltzmann average; smaller of two critics at the first's best."""
+    Hard max; soft max (Eq. 16); that less α log n; Boltzmann average; the same of the smaller of two critics, as in SAC."""
     Q1, Q2 = np.random.default_rng(seed).standard_normal((2, n_draws, n_actions))
-    best = np.arange(n_draws), Q1.argmax(1)
-    hard, both = Q1[best].mean(), np.minimum(Q1[best], Q2[best]).mean()
     soft = np.array([maxent.soft_value(Q1, alpha).mean() for alpha in alphas])
-    average = [(maxent.boltzmann_policy(Q1, alpha) * Q1).sum(1).mean() for alpha in alphas]
-    return np.stack(np.broadcast_arrays(hard, soft, soft - alphas * np.log(n_actions), average, both))
+    one, smaller = ([(maxent.boltzmann_policy(Q, alpha) * Q).sum(axis=1).mean() for alpha in alphas]
+                    for Q in (Q1, np.minimum(Q1, Q2)))
+    return np.stack(np.broadcast_arrays(Q1.max(axis=1).mean(), soft, soft - alphas * np.log(n_actions), one, smaller))
 
 
 def figure_overestimation(options):
-    """The soft maximum overestimates more than the hard one; what noise adds shrinks as α grows; two critics remove it.
-    Theory: E[max of 10 normal numbers] = 1.53875; for large α noise adds (1 − 1/10)/2α, to the average twice that."""
+    """The soft maximum overestimates more than the hard one; what noise adds shrinks as α grows, and with two critics.
+    Theory: E[max of 10 normal numbers] = 1.53875; for large α noise adds (1 − 1/10)/2α, to the average twice that; the
+    smaller of two tends to −1/√π, too low."""
     alphas = np.logspace(-1.3, 0.8, 22)
     rows = overestimation(alphas)
     theory = 0 * alphas + 1.53875, *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
 
-    fig, ax = sheet((9, 5), "The soft maximum overestimates more than the hard one; two critics remove it")
+    fig, ax = sheet((9, 5), "The soft maximum overestimates more than the hard one; two critics overestimate less")
     curves(ax, alphas, [*rows, 0 * alphas, *theory], ("hard max", ORANGE, "-"), ("soft max, Eq. 16", RED, "-"),
            ("soft max less its noise-free value α log 10", GREEN, "--"), ("Boltzmann average Σ π Q", PINK, "-."),
-           ("smaller of two critics, at the first one's best action", BLUE, "-"), ("truth", BLACK, "-"),
+           ("Boltzmann average of the smaller of two critics", BLUE, "-"), ("truth", BLACK, "-"),
            ("theory (soft, average: for large α)", BLACK, ":"), *2 * [(None, BLACK, ":")])
-    explain(ax, "ten actions of value 0, noise N(0, 1)", "temperature α", "mean estimate", xscale="log", ylim=(-0.3, 4))
+    explain(ax, "ten actions of value 0, noise N(0, 1)", "temperature α", "mean estimate", xscale="log", ylim=(-0.6, 4))
     return fig
 
 
