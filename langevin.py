@@ -49,7 +49,8 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
             "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): its rest state is
                                     exact for every dt, but for a large one hardly a step is accepted; needs V
 
-    ValueError for input that cannot be simulated; FloatingPointError, naming dt, if the step blows up.
+    ValueError for input that cannot be simulated; FloatingPointError, naming dt, once a position is not finite (too large
+    a dt in a spring, k dt/γ > 2, takes hundreds of steps to get there).
     """
     x = np.array(x0, dtype=float)
     _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every)
@@ -80,8 +81,7 @@ def _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every
         raise ValueError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
     if method == "mala" and V is None:
         raise ValueError("method 'mala' needs the potential V, not only its gradient")
-    whole = [("n_steps", n_steps, 0)] + [("record_every", record_every, 1)] * (record_every is not None)
-    for name, value, least in whole:
+    for name, value, least in (("n_steps", n_steps, 0), ("record_every", 1 if record_every is None else record_every, 1)):
         if not isinstance(value, (int, np.integer)) or value < least:
             raise ValueError(f"{name} must be a whole number, {least} or more, got {value}")
     for name, f in (("grad_V", grad_V), ("V", V)):
@@ -103,7 +103,7 @@ def mala_log_ratio(x, y, V, grad_V, kT, dt, gamma=1.0):
 
 def boltzmann_density(V, dx, kT):
     """Eq. 2, p = exp(−V/kT)/Z.  V: on a grid (n,) -> p (n,), with sum(p) dx = 1."""
-    V = _check_grid(V, dx, kT)
+    V = _check_grid(V, dx=dx, kT=kT)
     p = np.exp(-(V - V.min()) / kT)                                         # the shift cancels in Z and avoids overflow
     return p / (p.sum() * dx)
 
@@ -114,18 +114,19 @@ def _check_positive(**values):
             raise ValueError(f"{name} must be a positive number, got {value}")
 
 
-def _check_grid(V, dx, kT, name="V"):
+def _check_grid(V, name="V", **positive):
     V = np.asarray(V, dtype=float)
-    _check_positive(dx=dx, kT=kT)
+    _check_positive(**positive)
     if V.ndim != 1 or len(V) < 2 or not np.isfinite(V).all():
         raise ValueError(f"{name} must hold finite values on a one-dimensional grid, got shape {V.shape}")
     return V
 
 
 def _check_density(p, V, dx, kT, name="p"):
-    p, V = _check_grid(p, dx, kT, name), _check_grid(V, dx, kT)
-    if p.shape != V.shape or (p < 0).any():
-        raise ValueError(f"{name} must be a density on the grid of V, {V.shape}, and nowhere negative; got shape {p.shape}")
+    p, V = _check_grid(p, name), _check_grid(V, dx=dx, kT=kT)
+    if p.shape != V.shape or (p < 0).any() or abs(p.sum() * dx - 1) > 1e-6:
+        raise ValueError(f"{name} must be a density on the grid of V, {V.shape}: nowhere negative, and of sum(p) dx = 1; got "
+                         f"shape {p.shape}, sum(p) dx = {p.sum() * dx:.6g}")
     return p, V
 
 
@@ -136,10 +137,10 @@ def fokker_planck_generator(V, dx, kT, gamma=1.0):
 
     Nothing flows through the ends.  The Scharfetter–Gummel flux (1969; Chang & Cooper 1970) is the exact flux for a V
     that is linear between neighbours.  So G is a Markov generator (columns sum to 0, off-diagonal entries ≥ 0) whose
-    rest state is exactly Eq. 2 for every dx; central differences give neither.
+    rest state is exactly Eq. 2 for every dx.  With central differences it is wrong by O(dx²), and rates are negative where
+    V differs by more than 2 kT between neighbours.
     """
-    V = _check_grid(V, dx, kT)
-    _check_positive(gamma=gamma)
+    V = _check_grid(V, dx=dx, kT=kT, gamma=gamma)
     D = kT / gamma                                                          # Einstein relation
     step = np.diff(V) / kT
     up, down = D / dx**2 * _bernoulli(step), D / dx**2 * _bernoulli(-step)  # rates i -> i + 1 and i + 1 -> i
@@ -204,9 +205,10 @@ def kramers_rate(curvature_well, curvature_barrier, barrier, kT, gamma=1.0):
 def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     """Mean time τ from a to first reach b > a, τ = 1/D ∫_a^b dy e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}.
 
-    V: a function of arrays, which must grow to the left, at least like 2 kT log|x|, or the mean may not exist (ValueError).
-    Relative error (h V'/kT)²/12 with h = (b − a)/20 000; a well left of a is seen if it is wider than a thousandth of its
-    distance from a.  Above 1e308 τ is inf.  Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
+    V: a function of arrays, which must grow to the left so fast that next to nothing of Z lies beyond 1e12 (b − a), or the
+    mean may not exist (ValueError); 2 kT log|x| just does if a well at a is no wider than b − a.  Relative error up to
+    (h V'/kT)²/6, h = (b − a)/20 000 or, left of a, (a − x)/4800; a well there is seen if it is wider than a thousandth of
+    its distance from a.  Above 1e308 τ is inf.  Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)
     if not (a < b and np.isfinite(b - a)):
@@ -215,12 +217,12 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     inside = np.linspace(a, b, 20_001)
     with np.errstate(over="ignore", invalid="ignore"):
         V_left, V_inside = V(left) / kT, V(inside) / kT
-        if np.isnan(np.append(V_left, V_inside)).any():
+        if not (np.append(V_left, V_inside) > -np.inf).all():
             raise ValueError(f"V must be a number or +inf for every x up to b, also at x = {left[0]:.3g}")
-        trapezoids = lambda x, V: np.logaddexp(-V[1:], -V[:-1]) + np.log(np.diff(x) / 2)        # in logs, for all of them
-        log_left = trapezoids(left, V_left)                                 # may overflow
-        if log_left[0] > log_left.max() - 25:                               # the farthest cell should hold next to nothing
-            raise ValueError("V must grow to the left of a: no mean first-passage time exists")
+        trapezoids = lambda x, U: np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)        # logs: e^{∓V/kT} overflows
+        log_left = trapezoids(left, V_left)
+        if log_left[0] > min(log_left.max() - 25, log_left[1]):             # the farthest cell: next to nothing, and less
+            raise ValueError("V must grow to the left of a, and faster: too much of Z lies beyond 1e12 (b − a), or all of it")
         log_Z = np.append(np.logaddexp.reduce(log_left), trapezoids(inside, V_inside))
         f = np.exp(np.logaddexp.accumulate(log_Z) + V_inside)
         return gamma / kT * np.sum((f[1:] + f[:-1]) / 2 * np.diff(inside))
@@ -228,17 +230,12 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
 
 # --- The probability of a whole path ----------------------------------------------------------------------------------
 
-def _check_path(path, dt, kT, gamma):
-    _check_positive(dt=dt, kT=kT, gamma=gamma)
-    return _check_grid(path, dt, kT, "path")
-
-
 def path_log_probability(path, dt, grad_V, kT, gamma=1.0):
     """Log-density of an Euler–Maruyama path, given its start: Σ log N(x_next; x − V'(x) dt/γ, 2D dt).
 
     path: (n_steps + 1,).
     """
-    path = _check_path(path, dt, kT, gamma)
+    path = _check_grid(path, "path", dt=dt, kT=kT, gamma=gamma)
     x, dx, D = path[:-1], np.diff(path), kT / gamma
     return np.sum(-((dx + grad_V(x) * (dt / gamma)) ** 2) / (4 * D * dt) - 0.5 * np.log(4 * np.pi * D * dt))
 
@@ -249,7 +246,7 @@ def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
     S = ∫ [(ẋ + V'/γ)²/4D − V''/2γ] dt (Onsager & Machlup 1953; the V'' term: Stratonovich 1971).  This is what the
     "path-integral weight" of Eq. 8 is for Eq. 1; it is not the ∫ L dt of mechanics.
     """
-    path = _check_path(path, dt, kT, gamma)
+    path = _check_grid(path, "path", dt=dt, kT=kT, gamma=gamma)
     x, v, D = (path[:-1] + path[1:]) / 2, np.diff(path) / dt, kT / gamma
     return dt * np.sum((v + grad_V(x) / gamma) ** 2 / (4 * D) - curvature(x) / (2 * gamma))
 

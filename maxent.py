@@ -13,7 +13,7 @@ Needs numpy only.  `python maxent.py` prints three of them beside an independent
     Q, V        soft action value (S, A) and soft state value (S,); F = −V free energy
     S, A, K     numbers of states, actions and successors per state and action
 
-Input that is not finite or has the wrong shape raises a ValueError (not in pendulum_step and bilinear: bare formulas).
+Arrays that are not finite or have the wrong shape raise a ValueError (not in pendulum_step and bilinear: bare formulas).
 """
 from dataclasses import dataclass
 
@@ -49,7 +49,7 @@ def entropy(p, log_base=0.0):
     """H(p) = −Σ p (log p − log_base) over the last axis, in nats, with 0 log 0 = 0.  p: (..., n) -> (...)."""
     p = _finite("p", p)
     log_base = _over(p, "log_base", log_base)
-    if (p < 0).any() or not np.allclose(p.sum(-1), 1):
+    if p.min() < 0 or np.abs(p.sum(-1) - 1).max() > 1e-9:
         raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis")
     return -np.sum(p * (np.log(p, out=np.zeros_like(p), where=p > 0) - log_base), axis=-1)
 
@@ -107,39 +107,35 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
     """The distribution of largest entropy with Σ p f_k = means_k.  features (n, K), means (K,) -> (λ (K,), p (n,)).
 
     Eq. 4's maximum is p = exp(−λ·f + log_base)/Z (Eq. 5), where λ minimises the convex dual log Z(λ) + λ·means: its
-    gradient is means − E[f], its Hessian Cov[f], and Newton's step is their quotient.  ValueError where no solution
-    exists: the means must lie strictly inside the convex hull of the features, and the features be independent; where
+    gradient is means − E[f], its Hessian Cov[f], and Newton's step is their quotient.  ValueError where no one, finite λ
+    solves it: the means must lie strictly inside the convex hull of the features, and the features be independent; where
     the covariance's smallest eigenvalue falls below 1e-12 (features scaled to 1), they count as on its edge.
     """
     f, means = _finite("features", features, 2), _finite("means", means, 1)
-    n, K = f.shape
+    K = f.shape[1]
     if means.shape != (K,):
         raise ValueError(f"means must hold one number per feature, ({K},), got {means.shape}")
-    refusal = ValueError(f"no distribution of maximum entropy has the means {means}: they must lie strictly between "
-                         f"{f.min(0)} and {f.max(0)}, inside the convex hull of the features, which must be independent")
     f = f - means                                                           # then log Z alone is the dual
-    reach, lam = np.abs(f).max(axis=0), np.zeros(K)                         # λ_k is large or small against 1/reach_k
-    if not reach.all():
-        raise refusal
+    reach, lam = np.abs(f).max(axis=0) + 1e-300, np.zeros(K)                # λ_k is large or small against 1/reach_k
     dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base)
     for _ in range(max_steps):
         p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
         gradient = -(p @ f)
         centred = (f - p @ f) / reach
         hessian = (p[:, None] * centred).T @ centred                        # Cov[f], in units of reach
-        try:
-            step = np.linalg.solve(hessian + 1e-30 * np.eye(K), -gradient / reach) / reach      # the overshoot stays finite
-        except np.linalg.LinAlgError:
-            break
+        ridge = 1e-6 * np.abs(gradient / reach).max() + 1e-14               # far out Cov[f] is singular to rounding
+        step = np.linalg.solve(hessian + ridge * np.eye(K), -gradient / reach) / reach
         size, value = 1.0, dual(lam)
-        while size > 1e-40 and dual(lam + size * step) > value + 1e-13:
+        while size > 1e-40 and dual(lam + size * step) > value + 1e-13 * (1 + abs(value)):
             size /= 2                                                       # far from the minimum a full step overshoots
         lam = lam + size * step
         if np.abs(step * reach).max() < 1e-7:                               # quadratic: the step just taken leaves 1e-14
             if np.linalg.eigvalsh(hessian)[0] < 1e-12:                      # no spread across a side of the hull: on its edge
                 break
             return lam, boltzmann_policy(-(f @ lam), 1.0, log_base)
-    raise refusal
+    raise ValueError(f"no distribution exp(−λ·f)/Z with one, finite λ has the means {means}: they must lie strictly between "
+                     f"{np.min(features, 0)} and {np.max(features, 0)}, inside the convex hull of the features, which must "
+                     "be independent")
 
 
 # --- Finite Markov decision processes ---------------------------------------------------------------------------------
@@ -200,8 +196,8 @@ def soft_backup(mdp, V):
 def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     """The soft-optimal Q (S, A), V (S,), π (S, A), with an error in V below tol or rounding.  ValueError if gamma = 1.
 
-    A sweep shrinks differences of V by γ or better.  The change becomes the same for all states long before it becomes
-    small; then what is still to come is that change times γ/(1 − γ) (Puterman 1994, §6.6).
+    A sweep shrinks differences of V by γ or better.  What is still to come lies between γ/(1 − γ) times the smallest and
+    the largest change (Puterman 1994, §6.6): known to tol long before it is small, if the same states are reached from all.
     """
     gamma = mdp.gamma
     if gamma == 1:
@@ -231,9 +227,8 @@ def enumerate_paths(mdp, start, horizon):
         raise ValueError(f"({A} · {K})^{horizon} paths are too many to enumerate; at most 2 000 000")
     paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
     for t in range(horizon):
-        n, a, k = (i.ravel() for i in np.indices((len(paths), A, K)))
+        n, a, k = np.nonzero(mdp.probability[paths[:, -1]])                 # path n goes on by action a, successor k
         s = paths[n, -1]
-        n, s, a, k = (i[mdp.probability[s, a, k] > 0] for i in (n, s, a, k))
         paths = np.column_stack((paths[n], a, mdp.successor[s, a, k]))
         returns = returns[n] + mdp.gamma**t * mdp.reward[s, a]
         log_p = log_p[n] + np.log(mdp.probability[s, a, k])
@@ -315,13 +310,11 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
     theta = -np.pi + 2 * np.pi / n_theta * np.arange(n_theta)
     theta_dot = np.linspace(-8, 8, n_theta_dot)
     u = np.linspace(-6, 6, n_a)
-    a = np.tanh(u) if spacing == "tanh" else u / 6
-    weight = 1 - a * a if spacing == "tanh" else np.ones(n_a)
+    a, weight = (np.tanh(u), np.cosh(u) ** -2) if spacing == "tanh" else (u / 6, np.ones(n_a))
     log_base = np.log(2 * weight / weight.sum())                            # the measure of [−1, 1] is 2
     *after, reward = pendulum_step(*np.meshgrid(theta, theta_dot, 2 * a, indexing="ij"))
-    S = n_theta * n_theta_dot
-    successor, probability = (w.reshape(S, n_a, 4) for w in bilinear(*after, n_theta, n_theta_dot))
-    return PendulumMDP(reward.reshape(S, n_a), successor, probability, gamma, theta, theta_dot, a, log_base)
+    successor, probability = (w.reshape(-1, n_a, 4) for w in bilinear(*after, n_theta, n_theta_dot))
+    return PendulumMDP(reward.reshape(-1, n_a), successor, probability, gamma, theta, theta_dot, a, log_base)
 
 
 def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_torque=11, n_steps=200):
@@ -330,7 +323,7 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
     Backward induction on the grid (Eq. 14 with γ = 1 and the hard maximum), then greedy steps on the true dynamics: so
     each number is a return that was really reached, a lower bound of the optimum.
     """
-    theta, theta_dot = _finite("thetas", thetas, 1).copy(), _finite("theta_dots", theta_dots, 1).copy()
+    theta, theta_dot = _finite("thetas", thetas, 1), _finite("theta_dots", theta_dots, 1)
     if theta.shape != theta_dot.shape or n_steps < 1:
         raise ValueError(f"thetas and theta_dots must have one shape and n_steps be at least 1, got {theta.shape}, "
                          f"{theta_dot.shape} and {n_steps}")
