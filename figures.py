@@ -66,7 +66,7 @@ def total_variation(p, q, edges):
 
 def figure_langevin_dynamics_temperature_controls(options):
     """Temperature spreads an ensemble over both wells as Boltzmann says; one run at T = 0.1 never leaves its well.
-    Ensemble: 20 000 particles from even starts, t = 5. Run: steps 10 001 to 50 000 of 0.01. Error: total variation."""
+    Ensemble: 20 000 particles from even starts, t = 5. Run: every tenth of steps 10 001 to 50 000. Error: total variation."""
     rng, panels, well = np.random.default_rng(0), [], np.where(V < 2.2, 0.4 * V, np.nan)
     for kT in (0.1, 0.5, 1.0, 2.0):
         many = simulate_wells(rng.uniform(-2, 2, 20_000), kT=kT, dt=0.01, n_steps=500, rng=rng)
@@ -250,11 +250,10 @@ def _train_seed(seed, n_steps):
 @functools.cache
 def trained(n_seeds, n_steps):
     """Agents and logs of seeds 0 … n_seeds − 1, trained in parallel processes, with a progress line."""
-    with ProcessPoolExecutor(min(os.cpu_count(), n_seeds)) as pool:
+    with ProcessPoolExecutor(min(os.cpu_count(), n_seeds), initializer=signal.signal,
+                             initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:             # Ctrl-C is the parent's
         try:
-            handler = signal.signal(signal.SIGINT, signal.SIG_IGN)          # workers inherit it: Ctrl-C is the parent's
             runs = [pool.submit(_train_seed, seed, n_steps) for seed in range(n_seeds)]
-            signal.signal(signal.SIGINT, handler)
             results = {run: run.result() for run in as_completed(runs)}     # raises at once what a worker raises
             return [results[run] for run in runs]
         finally:
@@ -264,7 +263,7 @@ def trained(n_seeds, n_steps):
 
 
 def interquartile_mean(x):
-    """Mean over the middle half of the first axis."""
+    """Mean over the first axis without its lowest and highest quarter, each rounded down."""
     x, cut = np.sort(x, axis=0), len(x) // 4
     return x[cut:len(x) - cut].mean(axis=0)
 
@@ -357,10 +356,11 @@ def fold(x):
     return 1 - np.abs(phase - 2), np.where(phase < 2, 1.0, -1.0)
 
 
-def best_squashed_gaussian(Q, alpha, noise=np.linspace(-4, 4, 81)):
+def best_squashed_gaussian(Q, alpha):
     """μ, log σ and value of the tanh-Gaussian that minimises Eq. 20, α E[log π] − E[Q(a)], Q a function on [−1, 1].
     A search on a grid, refined five times: the actor loss has several minima, and gradients would find only one."""
-    weight, unit = np.exp(-noise**2 / 2) / np.exp(-noise**2 / 2).sum(), np.linspace(-1, 1, 49)
+    noise, unit = np.linspace(-4, 4, 81), np.linspace(-1, 1, 49)
+    weight = np.exp(-noise**2 / 2) / np.exp(-noise**2 / 2).sum()
     mu, log_std, width, height = 0.0, -1.5, 3.0, 2.5
     for _ in range(6):
         m, s = np.meshgrid(mu + width * unit, log_std + height * unit, indexing="ij")
@@ -371,7 +371,7 @@ def best_squashed_gaussian(Q, alpha, noise=np.linspace(-4, 4, 81)):
     return mu, log_std, loss[best]
 
 
-def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
+def sample_actions(a, Q, dQ_da, alpha, n=5000):
     """Langevin dynamics of n actions at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds ±1.
     Q, dQ_da: values and slopes on the nodes a (A,).  A step is 0.45 of the width α/|∂Q/∂a| on which exp(Q/α) changes,
     with the root mean square of ∂Q/∂a under the policy.  Valleys of up to four α are crossed often enough; a deeper one
@@ -379,7 +379,7 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
     def minus_gradient(x):
         y, direction = fold(x)
         return -direction * np.interp(y, a, dQ_da)
-    rng, dt = np.random.default_rng(seed), 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ dQ_da**2)
+    rng, dt = np.random.default_rng(0), 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ dQ_da**2)
     x = rng.uniform(-1, 1, n)
     for kT in (2 * alpha, alpha):                                           # first hot; each for ten diffusion times 1/kT
         x = langevin.simulate(x, minus_gradient, kT=kT, dt=dt, n_steps=int(10 / kT / dt), rng=rng)
@@ -388,9 +388,9 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000, seed=0):
 
 def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
-    Where Q has two peaks so has the policy; a squashed Gaussian is wide (such states are skipped) or must choose. Of a grid
-    of states, those whose valley or peak stands out most, with broad peaks; α is a quarter of its height (at SAC's own α most
-    are spikes)."""
+    Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose. Of a grid of states, the most even
+    pair of peaks and the highest single one, with broad peaks, where the best Gaussian has σ < 0.7 (a wider one has two peaks
+    itself, at the bounds); α is a quarter of the valley's depth or the peak's height (at SAC's own α most are spikes)."""
     agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
@@ -423,14 +423,14 @@ def figure_action_langevin(options):
     return fig
 
 
-def overestimation(alphas, n_actions=10, n_draws=50_000, seed=0):
+def overestimation(alphas, n_draws=50_000):
     """What the maximum makes of critics that are only noise, Q = 0 + N(0, 1): rows of mean estimates (5, len(alphas)).
-    Hard max; soft max (Eq. 16); that less α log n; Boltzmann average; the same of the smaller of two critics, as in SAC."""
-    Q1, Q2 = np.random.default_rng(seed).standard_normal((2, n_draws, n_actions))
+    Hard max of ten; soft max (Eq. 16); that less α log 10; Boltzmann average; the same of the smaller of two critics."""
+    Q1, Q2 = np.random.default_rng(0).standard_normal((2, n_draws, 10))
     soft = np.array([maxent.soft_value(Q1, alpha).mean() for alpha in alphas])
     one, smaller = ([(maxent.boltzmann_policy(Q, alpha) * Q).sum(axis=1).mean() for alpha in alphas]
                     for Q in (Q1, np.minimum(Q1, Q2)))
-    return np.stack(np.broadcast_arrays(Q1.max(axis=1).mean(), soft, soft - alphas * np.log(n_actions), one, smaller))
+    return np.stack(np.broadcast_arrays(Q1.max(axis=1).mean(), soft, soft - alphas * np.log(10), one, smaller))
 
 
 def figure_overestimation(options):
@@ -505,7 +505,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "plots", help="default: %(default)s")
     options, least = parser.parse_args(), sac_numpy.Settings().warmup + 1
     for name in ("SIGTERM", "SIGHUP"):                                      # not at once: trained must end its workers
-        if hasattr(signal, name):
+        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:     # nohup ignores it
             signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     try:
         if unknown := [name for name in options.names if name not in FIGURES]:

@@ -25,7 +25,7 @@ import sys
 import time
 import timeit
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import gymnasium as gym
@@ -36,7 +36,7 @@ LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # keep σ positive in float32, 
 
 @dataclass(frozen=True)
 class Settings:
-    """Every hyperparameter, with its reason.  Chosen on Pendulum-v1, see the README."""
+    """The settings, each with its reason.  Chosen on Pendulum-v1, see the README."""
     hidden: tuple = (64, 64, 64)        # two layers leave 1.7 times the regret: the value has cliffs
     gamma: float = 0.998                # 0.99 is as good on average, but its median start loses half as much again
     tau: float = 0.04                   # target networks follow within 1/τ = 25 updates; 0.08 is as good
@@ -117,9 +117,7 @@ class MLP:
                 WT = W.swapaxes(-1, -2)
                 dx = dy @ WT if W.shape[-1] > 1 else dy * WT                # dx = dy Wᵀ (the same; for one column faster)
             if i > 0:
-                dx *= x                                                     # x is the ReLU's y; its slope is y/√(x² + ½)
-                dx /= root
-                dy = dx
+                dy = dx * x / root                                          # x is the ReLU's y; its slope is y/√(x² + ½)
         if with_x and dx.ndim > cache[0][0].ndim:
             dx = dx.sum(axis=0)                                             # the twins share their input
         return d_theta, dx if with_x else None
@@ -136,25 +134,19 @@ class Adam:
     def step(self, d_theta):
         """Move θ by −learning_rate · m̂ / (√v̂ + ε), where m and v are kept as sums: mean = (1 − β) sum."""
         self.t += 1
-        self.m *= self.beta1
-        self.m += d_theta
-        self.v *= self.beta2
-        self.v += d_theta * d_theta
+        self.m = self.beta1 * self.m + d_theta
+        self.v = self.beta2 * self.v + d_theta * d_theta
         correct_m = (1 - self.beta1) / (1 - self.beta1**self.t)             # also undoes the start from zero
-        correct_v = (1 - self.beta2) / (1 - self.beta2**self.t)
-        step = np.sqrt(self.v)
-        step += self.epsilon / math.sqrt(correct_v)
-        np.divide(self.m, step, out=step)
-        step *= self.learning_rate * correct_m / math.sqrt(correct_v)
-        self.theta -= step
+        root = math.sqrt((1 - self.beta2) / (1 - self.beta2**self.t))       # √v̂ = root √v
+        self.theta -= self.learning_rate * correct_m / root * (self.m / (np.sqrt(self.v) + self.epsilon / root))
 
 
 class ReplayBuffer:
     """The last `capacity` transitions (s, a, r, s', terminated), one float32 row each; memory is taken as it fills."""
 
     def __init__(self, capacity, obs_dim, action_dim):
-        self.ends = np.cumsum((obs_dim, action_dim, 1, obs_dim, 1)).tolist()
-        self.rows = np.zeros((capacity, self.ends[-1]), np.float32)
+        self.rows = np.zeros(capacity, [("obs", "f4", (obs_dim,)), ("a", "f4", (action_dim,)), ("reward", "f4"),
+                                        ("next_obs", "f4", (obs_dim,)), ("terminated", "f4")])
         self.added = 0
 
     def __len__(self):
@@ -162,19 +154,13 @@ class ReplayBuffer:
 
     def add(self, obs, a, reward, next_obs, terminated):
         """Store one transition over the oldest.  a in the tanh frame; terminated: s' is terminal, not merely a time limit."""
-        row = self.rows[self.added % len(self.rows)]
-        for part, value in zip(self.split(row), (obs, a, reward, next_obs, terminated)):
-            part[...] = value
+        self.rows[self.added % len(self.rows)] = obs, a, reward, next_obs, terminated
         self.added += 1
-
-    def split(self, rows):
-        """obs, a, reward, next_obs, terminated as views of rows (..., width)."""
-        s, a, r, s2, _ = self.ends
-        return rows[..., :s], rows[..., s:a], rows[..., a], rows[..., r:s2], rows[..., s2]
 
     def sample(self, batch_size, rng):
         """A batch drawn uniformly with replacement: obs (N, obs_dim), a (N, A), reward (N,), next_obs, terminated (N,)."""
-        return self.split(self.rows[rng.integers(0, len(self), batch_size)])
+        batch = self.rows[rng.integers(0, len(self), batch_size)]
+        return [batch[name] for name in batch.dtype.names]
 
 
 # --- The policy: a Gaussian, squashed ---------------------------------------------------------------------------------
@@ -200,13 +186,14 @@ class SAC:
     """
 
     def __init__(self, obs_dim, action_low, action_high, settings=Settings(), seed=0, dtype=np.float32):
-        s = self.settings = settings
+        plain = {name: x.item() for name, x in vars(settings).items() if isinstance(x, np.generic)}
+        s = self.settings = replace(settings, **plain)                      # a NumPy float64 would make all arithmetic float64
         self.low, self.high = np.atleast_1d(action_low).astype(float), np.atleast_1d(action_high).astype(float)
         if (self.low.ndim != 1 or self.low.shape != self.high.shape
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
         check_settings(s)
-        np.empty(2**24, np.uint8)       # for speed: once this is freed glibc keeps freed memory: 200 page faults less an update
+        np.empty(2**24, np.uint8)       # for speed: once this is freed glibc keeps freed memory: hundreds of page faults less an update
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = obs_dim, np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
@@ -284,7 +271,7 @@ class SAC:
         a, log_prob = squashed_gaussian(mu, log_std, noise)
         Q, critic_cache = self.critic.forward(np.concatenate((obs, a), axis=1))
         first = Q[0] <= Q[1]
-        loss = (alpha * log_prob.sum() - np.where(first, Q[0], Q[1]).sum()) / N              # Eq. 20 (actor loss)
+        loss = (alpha * log_prob.sum() - np.minimum(Q[0], Q[1]).sum()) / N              # Eq. 20 (actor loss)
         dQ = np.stack((first, ~first)).astype(self.dtype) * (-1 / N)        # only the smaller critic is seen
         d_input = self.critic.backward(dQ, critic_cache, with_theta=False)[1]
         du = d_input[:, self.obs_dim:] * (1 - a * a) + (2 * alpha / N) * a
@@ -327,7 +314,7 @@ class SAC:
         part = path.with_name(path.name + ".part")
         try:
             with open(part, "wb") as file:
-                np.savez(file, about=json.dumps(about, default=lambda number: number.item()), low=self.low, high=self.high,
+                np.savez(file, about=json.dumps(about), low=self.low, high=self.high,
                          actor=self.actor.theta, critic=self.critic.theta, critic_target=self.critic_target.theta,
                          log_alpha=self.log_alpha)
             os.replace(part, path)
@@ -417,7 +404,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
         except KeyboardInterrupt:
             pass                                                            # the log tells how far it got
     log = {key: np.array(values) for key, values in log.items()}
-    return agent, log | {"observations": buffer.rows[:len(buffer), :agent.obs_dim].copy(), "n_steps": buffer.added}
+    return agent, log | {"observations": buffer.rows["obs"][:len(buffer)].copy(), "n_steps": buffer.added}
 
 
 def learn(agent, env, buffer, log, seed, n_steps, progress):
@@ -435,7 +422,7 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             next_obs = agent.checked(next_obs)
-            check_finite("reward", reward)
+            check_finite("reward", np.float32(reward))                      # as the buffer will hold it
             buffer.add(obs, a, reward, next_obs, terminated)
             obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)
             if terminated or truncated:
@@ -472,7 +459,7 @@ def evaluate(agent, env, seeds):
             obs, _ = env.reset(seed=int(seed))
             done = False
             while not done:
-                obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True).astype(box.dtype))
+                obs, reward, terminated, truncated, _ = env.step(agent.act(agent.checked(obs), deterministic=True).astype(box.dtype))
                 returns[i] += reward
                 done = terminated or truncated
     return returns
@@ -481,19 +468,17 @@ def evaluate(agent, env, seeds):
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 def bare_products(agent, batch_size):
-    """The matrix products of one update, and nothing else: triples x, y and where x @ y goes.
+    """The matrix products of one update, without the sums for d_biases: triples x, y and where x @ y goes.
 
     dx of a layer with one output is no such product: backward multiplies elementwise there.
     """
-    triples, zeros = [], lambda *shape: np.zeros(shape, agent.dtype)
     for net, n_forward, n_first_dx in ((agent.actor, 2, 0), (agent.critic, 3, 1)):          # and one dW of each layer
         for i, W in enumerate(net.weights):
-            x, y = (zeros(*W.shape[:-2], batch_size, n) for n in W.shape[-2:])
-            triples += n_forward * [(x, W, y)]                                              # y = x W
-            triples += [(x.swapaxes(-1, -2), y, zeros(*W.shape))]                           # dW = xᵀ dy
+            x, y = (np.zeros((*W.shape[:-2], batch_size, n), W.dtype) for n in W.shape[-2:])
+            yield from n_forward * [(x, W, y)]                                              # y = x W
+            yield x.swapaxes(-1, -2), y, np.zeros_like(W)                                   # dW = xᵀ dy
             if W.shape[-1] > 1:
-                triples += (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]      # dx = dy Wᵀ
-    return triples
+                yield from (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]      # dx = dy Wᵀ
 
 
 def benchmark():
@@ -507,7 +492,7 @@ def benchmark():
         buffer = ReplayBuffer(10_000, agent.obs_dim, agent.action_dim)
         for row in agent.rng.uniform(-1, 1, (10_000, 8)):
             buffer.add(row[:3], row[3], row[4], row[5:], False)
-        triples = bare_products(agent, batch_size)
+        triples = [*bare_products(agent, batch_size)]
         update = seconds(lambda: agent.update(buffer.sample(batch_size, agent.rng)), n)
         products = seconds(lambda: [np.matmul(x, y, out=out) for x, y, out in triples], n)
         print(f"hidden {hidden}, batch {batch_size}: one update {1e3 * update:.3f} ms, its matrix products {1e3 * products:.3f} ms, "

@@ -792,6 +792,7 @@ def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_re
     agent.act(obs), agent.save(file), agent.save(file)
     loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
     assert np.array_equal(parameters(agent), parameters(loaded)) and loaded.settings == SMALL and loaded.dtype == dtype
+    assert type(agent.settings.gamma) is float, "with NumPy's float64 the target, and all after it, would be float64"
     assert all(np.array_equal(agent.act(obs, mode), loaded.act(obs, mode)) for mode in (True, False, False))
     for owner, name, broken in (np, "savez", lambda f, **_: f.write(b"half") and ctrl_c()), (S.os, "replace", ctrl_c):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -950,7 +951,7 @@ def command(monkeypatch, capsys, tmp_path):
         (lambda step: step == 160 and {}["torque"], "KeyError: 'torque'"),
         (lambda step: step == 160 and ([0, nan], 1.0), "step 160: the observation is not finite"),
         (lambda step: step == -160 and ([inf, 0],), "step 160: the observation is not finite"),
-        (lambda step: step == 160 and ([0, 0], -inf), "step 160: the reward is not finite"),
+        *((lambda step, r=r: step == 160 and ([0, 0], r), "step 160: the reward is not finite") for r in (-inf, 1e39)),
         (lambda step: step == -160 and ([1e30, 0],), "step 161: the action is not finite"),
         (lambda step: step > 50 and ([1e15, 0], 1.0), r"step \d+: the critic's squared gradient is not finite"),
         (lambda step: step == 160 and ([0], 1.0), r"step 160.*shape \(2,\), got \(1,\)"),
@@ -1087,7 +1088,7 @@ def test_sac_has_learned_the_physics_where_it_went(pendulum):
     drawn = 2 * a[:, 0], agent.critic.forward(np.concatenate((few, a), 1))[0].min(0)[:, 0]
     for quadrature, sample in zip((our_torque, our_value), np.reshape(drawn, (2, 5, n)).astype(float)):
         error = np.abs(sample.mean(1) - quadrature[:5])
-        assert (error < 4 * sample.std(1) / np.sqrt(n) + 1e-3 * np.ptp(sample, axis=1)).all()
+        assert (error < 4 * sample.std(1) / np.sqrt(n) + 0.03 * np.ptp(sample, axis=1)).all(), "a cliff of Q costs nine nodes 0.03"
 
 def test_default_settings_leave_little_regret_and_evaluation_is_repeatable_one_by_one_or_all_at_once(pendulum):
     """Eq. 9 on Pendulum-v1; no start changes another's return, and the figures' vectorised rollout is Gymnasium's."""
