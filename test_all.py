@@ -301,22 +301,36 @@ def test_canonical_ensemble_is_the_minimum_of_Eq_25_whose_maximum_is_the_highest
 E = np.linspace(-9, 9, 601)                                                 # noise, its density and distribution
 PDF, CDF, dE = np.exp(-E * E / 2) / np.sqrt(2 * np.pi), np.array([0.5 + erf(e / 2**0.5) / 2 for e in E]), E[1] - E[0]
 
-def exact_means(alpha, density, n=10):
-    """E[α log S], E[Σ π_i ε_i], S = Σ exp(ε_i/α), by log S = ∫ (e^{−t} − e^{−tS}) dt/t and 1/S = ∫ e^{−tS} dt."""
+CLIPPED, BEST = E * (1 - CDF) - PDF, 10 * CDF**9 * PDF * dE                 # E[min(ε, ε') | ε]; law of the best of ten
+
+def exact_means(Q, alpha, density=PDF, g=E):
+    """E[α log S], E[Σ π_i g(ε_i)], S = Σ exp((Q+ε)/α), by log S = ∫ (e^{−t} − e^{−tS}) dt/t and 1/S = ∫ e^{−tS} dt."""
     s = np.arange(-10 / alpha - 12, 12, 0.2)                                # t = e^s
-    z = np.minimum(s[:, None] + E / alpha, 50)
-    each, tilted = np.exp(-np.exp(z)) @ density * dE, np.exp(z - np.exp(z)) @ (density * E) * dE
-    return alpha * np.sum(np.exp(-np.exp(s)) - each**n) * 0.2, n * np.sum(tilted * each ** (n - 1)) * 0.2
+    z = np.minimum(s[:, None, None] + (Q[:, None] + E) / alpha, 50)
+    each, tilted = np.exp(-np.exp(z)) @ density * dE, np.exp(z - np.exp(z)) @ (density * g) * dE
+    others = np.stack([np.delete(each, i, 1).prod(1) for i in range(len(Q))], 1)
+    return alpha * np.sum(np.exp(-np.exp(s)) - each.prod(1)) * 0.2, np.sum(tilted * others) * 0.2
 
 def test_the_soft_maximum_overestimates_more_than_the_hard_one_and_the_minimum_of_two_critics_less_than_half():
     """C7, ten actions of value 0 seen through noise N(0, 1): E[LSE_α] > E[max], and only less α log 10 it falls with α.
     C10: so does E_π[Q̂], π ∝ exp(Q̂/α), and for the smaller of two critics it is below half of that, for large α below 0."""
-    alphas, hard, n = np.array((0.1, 0.5, 1.0, 2.0)), 10 * CDF**9 * PDF @ E * dE, 50_000
-    (soft, one), (_, smaller) = (np.transpose([exact_means(alpha, law) for alpha in alphas]) for law in (PDF, 2 * (1 - CDF) * PDF))
+    alphas, hard, n = np.array((0.1, 0.5, 1.0, 2.0)), BEST @ E, 50_000
+    (soft, one), (_, smaller) = (np.transpose([exact_means(np.zeros(10), alpha, law) for alpha in alphas])
+                                 for law in (PDF, 2 * (1 - CDF) * PDF))
     exact = np.stack(np.broadcast_arrays(hard, soft, soft - alphas * np.log(10), one, smaller))
     assert near(F.overestimation(alphas, n_draws=n), exact, 4 / np.sqrt(n)), "no standard deviation is above 1"
     assert min(soft) > hard > exact[2:].max() and min(np.diff(soft)) > 0 > np.diff(exact[2:]).max()
     assert (smaller < one / 2).all() and smaller[0] > 0 > smaller[-1]
+
+@pytest.mark.parametrize("law, picks, judges, low, high", (
+    ((PDF, E), 0, 0, 1, 1), ((PDF, CLIPPED), 0, 2, -1 / 3, 0), ((2 * (1 - CDF) * PDF, E), 2, 2, -0.1, 0)))
+def test_a_critic_that_judges_its_own_choice_is_biased_upwards_and_the_smaller_of_two_slightly_downwards(law, picks, judges, low, high):
+    """C10: bias of E_π[Q̂], π ∝ exp(Q̂/α), values 0 to 2, α = 1, against that of one critic; 2 is the smaller of 0 and 1."""
+    (one, two), Q = rng().normal(size=(2, 50_000, 10)), np.linspace(0, 2, 10)
+    noise, (alone, bias) = (one, two, np.minimum(one, two)), (exact_means(Q, 1.0, *law)[1] for law in ((PDF, E), law))
+    assert off(np.sum(M.boltzmann_policy(Q + noise[picks], 1.0) * noise[judges], axis=1), bias) < 4
+    assert low <= bias / alone <= high
+    assert off(noise[2][np.arange(50_000), one.argmax(axis=1)], BEST @ CLIPPED) < 4 and BEST @ CLIPPED < 0, "greedy, Q = 0"
 
 def test_a_die_with_mean_4_5_is_found_in_at_most_8_newton_steps_and_has_the_largest_entropy():
     """Eq. 4, 5 (Jaynes' die); 3.5 is the fair die, 2.5 the mirrored one, and renumbering the faces changes nothing."""
