@@ -362,7 +362,7 @@ def main():
         Q = soft_backup(mdp, V)
         log_pi += np.log(boltzmann_policy(Q, alpha))[paths[:, 2 * t], paths[:, 2 * t + 1]]
         V = soft_value(Q, alpha)
-    print(f"Eq. 8   {len(paths)} paths of mean return 2: α = {alpha:.4f}, and the product of the soft-optimal policies at that α")
+    print(f"Eq. 8   {len(paths)} paths of mean return 2: α = {alpha:.4f}, and the product of the soft-optimal policies at it")
     print(f"        largest difference of a path's probability: {np.abs(P - np.exp(log_pi)).max():.1e}")
 
 

@@ -496,8 +496,9 @@ def benchmark():
         triples = [*bare_products(agent, batch_size)]
         update = seconds(lambda: agent.update(buffer.sample(batch_size, agent.rng)), n)
         products = seconds(lambda: [np.matmul(x, y, out=out) for x, y, out in triples], n)
-        print(f"hidden {hidden}, batch {batch_size}: one update {1e3 * update:.3f} ms, its matrix products {1e3 * products:.3f} ms, "
-              f"ratio {update / products:.2f}; replay buffer {buffer.rows.nbytes / 2**20:.1f} MB per 10 000 steps")
+        print(f"hidden {hidden}, batch {batch_size}: one update {1e3 * update:.3f} ms, its matrix products "
+              f"{1e3 * products:.3f} ms, ratio {update / products:.2f}; replay buffer "
+              f"{buffer.rows.nbytes / 2**20:.1f} MB per 10 000 steps")
     try:
         import resource
         unit = 2**20 if sys.platform == "darwin" else 2**10                 # macOS counts bytes, Linux kilobytes
