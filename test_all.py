@@ -1076,6 +1076,24 @@ def test_only_the_ratio_of_reward_and_temperature_counts():
     (_, V, pi), (_, V_c, pi_c) = (M.soft_value_iteration(replace(mdp, reward=c * mdp.reward), 0.5 * c) for c in (1, 3.7))
     assert near(pi_c, pi, 1e-8) and near(V_c, 3.7 * V, 1e-7)
 
+def test_in_the_figure_of_two_clocks_simulation_meets_the_spectral_gap_and_cold_theories_meet_each_other():
+    """C1.  Bars are two standard errors; at T = 0.1 the grid (dx = 0.05) shifts the gap by < 1 %, and Kramers errs by O(T)."""
+    ax = F.figure_two_clocks(None).axes[0]
+    inverse_T, (gap, passage, kramers, well) = ax.lines[0].get_xdata(), (line.get_ydata() for line in ax.lines[:4])
+    points, _, (bars,) = ax.containers[0].lines
+    x, y = points.get_data()
+    assert (np.abs(y - np.interp(x, inverse_T, gap)) < np.ptp(bars.get_segments(), axis=1)[:, 1]).all() and len(x) == 5
+    assert inverse_T[-1] == 10 and abs(gap[-1] / passage[-1] - 1) < 0.01 and abs(kramers[-1] / passage[-1] - 1) < 0.1
+    assert (well == 1 / L.double_well_curvature(1)).all()
+
+def test_a_relaxation_time_scatters_around_the_true_one_by_the_standard_error_that_it_states():
+    """A thousand samples of a thousand pairs, of means 2 and 1, t = 3 apart: 3/log 2, with a bias of second order."""
+    early = rng().normal(2, 1, (1000, 1000))
+    late = early + np.random.default_rng(1).normal(-1, 0.5, (1000, 1000))
+    tau, error = np.transpose([F.relaxation_time(np.stack(pair), 3.0) for pair in zip(early, late)])
+    assert abs(tau.mean() - 3 / np.log(2)) < 4 * tau.std() / np.sqrt(1000) + 2 * tau.var() / tau.mean()
+    assert abs(error.mean() / tau.std() - 1) < 4 / np.sqrt(2 * 1000)
+
 def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
     """C4, Eq. 8: safe pays 1, risky 4 with chance 0.1; only the causal reading keeps that chance, P = 1/(1 + exp(1 − 0.4))."""
     e, generator = np.exp, np.random.default_rng(1)
