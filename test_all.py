@@ -1108,10 +1108,10 @@ def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
     _, log = pendulum
     assert log["entropy"][0] > 0 and abs(log["entropy"][-1000:].mean() + 1) < 0.1
 
-def test_sac_has_learned_the_physics_where_it_went(pendulum):
+def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendulum, monkeypatch):
     """C17: on the states that it visited, its Q follows the exact soft Q, and its torque mostly has the right sign."""
     agent, log = pendulum
-    mdp, obs = M.pendulum_mdp(gamma=agent.settings.gamma), log["observations"][::7]
+    mdp, obs = M.pendulum_mdp(gamma=agent.settings.gamma), log["observations"]
     Q, _, pi = M.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
     theta, omega = np.arctan2(obs[:, 1], obs[:, 0]).astype(float), obs[:, 2].astype(float)
     corners, weight = M.bilinear(theta, omega, len(mdp.theta), len(mdp.theta_dot))
@@ -1119,6 +1119,32 @@ def test_sac_has_learned_the_physics_where_it_went(pendulum):
     our_torque, our_value = F.mean_torque_and_value(agent, obs)
     sure = np.abs(torque) > 1.8
     assert np.corrcoef(our_value, value)[0, 1] > 0.95 and np.mean((our_torque * torque > 0)[sure]) > 0.8
+    monkeypatch.setattr(F, "trained", lambda *_: [pendulum])
+    axes = F.figure_policy_and_Q(SimpleNamespace(seeds=1, steps=6000)).axes
+    for row, ours, exact in ((axes[:3], our_torque, torque), (axes[3:6], our_value, value)):
+        learned, true, difference = (ax.collections[0].get_array() for ax in row)
+        assert near(difference, learned - true, 1e-9)
+        assert abs(float(row[2].get_title()[-5:-1]) - np.corrcoef(ours, exact)[0, 1]) < 0.0051
+    for ax in axes[:6]:
+        assert near(ax.lines[0].get_ydata() ** 2 / 6, 5 * (1 - np.cos(ax.lines[0].get_xdata())), 1e-9), "the energy upright"
+
+def test_the_training_figure_prints_and_draws_the_regret_of_each_seed(monkeypatch, capsys):
+    """Made up: seed k loses 100, then 10 everywhere, at last 2k at 90 starts and 50 at ten; of 230 updates 200 are drawn."""
+    lost = np.empty((4, 3, 100))
+    lost[:, 0], lost[:, 1], lost[:, 2], lost[:, 2, 90:] = 100, 10, [[0], [2], [4], [6]], 50
+    log = dict.fromkeys(("entropy", "actor_loss", "critic_loss", "alpha"), np.arange(230)) | dict(step=np.arange(1001, 1231))
+    runs = [(AGENT, log | dict(evaluations=F.optimum() - x)) for x in lost]
+    monkeypatch.setattr(F, "trained", lambda *_: runs)
+    curve, regret, entropy, _ = F.figure_RL_training_log(SimpleNamespace(seeds=4, steps=1200)).axes
+    out, best = capsys.readouterr().out, F.optimum().mean()
+    assert out.startswith("regret of each seed: 5.0 6.8 8.6 10.4   of its median start: 0.0 2.0 4.0 6.0\n"), out
+    assert "10: 10.0 of 100, with 65% of all regret" in out and "7.7 at the end, worst seed 10.4" in regret.get_title()
+    for line, drawn, last in zip(regret.lines, curve.lines, (5, 6.8, 8.6, 10.4, 7.7)):      # seeds, interquartile mean
+        expected = 100, 10, last
+        assert (line.get_xdata() == [500, 1000, 1200]).all() and near(line.get_ydata(), expected, 1e-9)
+        assert near(drawn.get_ydata(), best - np.array(expected), 1e-9)
+    assert (entropy.lines[0].get_xdata() == [1055.5, 1105.5, 1155.5, 1205.5]).all(), "blocks of 50, the newest whole"
+    assert (entropy.lines[0].get_ydata() == [54.5, 104.5, 154.5, 204.5]).all() and curve.lines[5].get_ydata()[0] == best
 
 def test_mean_torque_and_value_are_integrals_over_the_policy_of_the_smaller_critic():
     """Nine nodes beside 1601, on a policy with σ = 1/4 and a smooth Q; what is left is float32's rounding."""
