@@ -108,7 +108,7 @@ def figure_fokker_planck(options):
 
 
 def relaxation_time(x, t):
-    """From positions at two times, t apart, x (2, N): the time in which their mean falls by a factor e, and its standard error."""
+    """Time in which the mean of x (2, N), positions at two times t apart, falls by a factor e, and its standard error."""
     decay = np.log(x[0].mean() / x[1].mean())
     early, late = x / x.mean(axis=1, keepdims=True)                         # to first order the decay varies like early − late
     return t / decay, t / decay**2 * (early - late).std() / np.sqrt(x.shape[1])
