@@ -65,15 +65,16 @@ def total_variation(p, q, edges):
 
 
 def figure_langevin_dynamics_temperature_controls(options):
-    """Temperature spreads an ensemble over both wells as Boltzmann says; one run at T = 0.1 never leaves its well.
-    Ensemble: 20 000 particles from even starts, t = 5. Run: every tenth of steps 10 001 to 50 000. Error: total variation."""
+    """An ensemble that starts evenly over both wells matches Boltzmann; one run at T = 0.1 never leaves its well.
+    Ensemble: 20 000 particles, t = 5; up to T = 0.5 that is too short for the wells to mix, and the start made them even.
+    Run: every tenth of steps 10 001 to 50 000. Error: total variation."""
     rng, panels, well = np.random.default_rng(0), [], np.where(V < 2.2, 0.4 * V, np.nan)
     for kT in (0.1, 0.5, 1.0, 2.0):
         many = simulate_wells(rng.uniform(-2, 2, 20_000), kT=kT, dt=0.01, n_steps=500, rng=rng)
         one = simulate_wells([0.5], kT=kT, dt=0.01, n_steps=50_000, rng=rng, record_every=10)[1000:, 0]
         panels.append((kT, langevin.boltzmann_density(V, DX, kT), histogram(many, EDGES), histogram(one, EDGES)))
 
-    fig, axes = sheet((10, 7), "An ensemble matches Boltzmann at every T; one run at T = 0.1 stays in its well", 2, 2)
+    fig, axes = sheet((10, 7), "An ensemble that starts evenly matches Boltzmann; one run at T = 0.1 stays in its well", 2, 2)
     for ax, (kT, exact, many, one) in zip(axes.flat, panels):
         top = max(exact.max(), one.max())
         ax.stairs(many, EDGES, fill=True, color=SKY, label=f"ensemble: error {total_variation(many, exact, EDGES):.2f}")
@@ -395,8 +396,8 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000):
 def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
     Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose. Of a grid of states, the most even
-    pair of peaks and the highest single one, with broad peaks, where the best Gaussian has σ < 0.7 (a wider one has two peaks
-    itself, at the bounds); α is a quarter of the valley's depth or the peak's height (at SAC's own α most are spikes)."""
+    pair of peaks and the highest single one, with broad peaks, where the best Gaussian has σ < 0.7 (a wider one can have
+    two peaks itself, at the bounds); α is a quarter of the valley's depth or the peak's height (at SAC's own α most are spikes)."""
     agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
@@ -413,7 +414,7 @@ def figure_action_langevin(options):
         for i in np.argsort(-quality / steepness):
             alpha = alphas[i]
             mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha)
-            if log_std < np.log(0.7):                                       # wider ones have two peaks, at the bounds
+            if log_std < np.log(0.7):                                       # wider ones can have two peaks, at the bounds
                 break
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
         sampled = histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5])

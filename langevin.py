@@ -40,17 +40,18 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
     """Positions after n_steps of Eq. 1, dx = −V'/γ dt + √(2D) dW, for all particles at once.
 
     x0: (N,) -> (N,), or (n_steps // record_every, N) with every record_every-th position.
-    The chapter writes the drift as −V', which is right for γ = 1 only: otherwise its rest state is exp(−γV/kT).
+    The chapter writes the drift as −V', which is right for γ = 1 only: otherwise it settles at exp(−γV/kT).
 
-    method  "euler_maruyama"        the textbook step; its rest state is wrong by O(dt)
+    method  "euler_maruyama"        the textbook step; where it settles is wrong by O(dt)
             "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
                                     two successive noises, so steps are not independent (without a force the variance
-                                    is 2D(t − dt/2), not 2Dt)
-            "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): its rest state is
-                                    exact for every dt, but for a large one hardly a step is accepted; needs V
+                                    is 2D(t − dt/2), not 2Dt): record a run that is one call, for in calls of m steps
+                                    each it settles at kT (1 − 1/2m), at m = 1 half the temperature
+            "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): settles at
+                                    Eq. 2 for every dt, but for a large one hardly a step is accepted; needs V
 
     ValueError for input that cannot be simulated; FloatingPointError, naming dt, once a position is not finite (too large
-    a dt in a spring, k dt/γ > 2, takes hundreds of steps to get there).
+    a dt in a spring, k dt/γ > 2, takes hundreds of steps or more to get there).
     """
     x = np.array(x0, dtype=float)
     _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every)
@@ -118,7 +119,7 @@ def _check_grid(V, name="V", **positive):
     V = np.asarray(V, dtype=float)
     _check_positive(**positive)
     if V.ndim != 1 or len(V) < 2 or not np.isfinite(V).all():
-        raise ValueError(f"{name} must hold finite values on a one-dimensional grid, got shape {V.shape}")
+        raise ValueError(f"{name} must hold finite values on a one-dimensional grid of two points or more, got shape {V.shape}")
     return V
 
 
@@ -135,10 +136,10 @@ def _check_density(p, V, dx, kT, name="p"):
 def fokker_planck_generator(V, dx, kT, gamma=1.0):
     """Matrix G of Eq. 3, dp/dt = G p, for ∂p/∂t = ∂/∂x [V' p/γ + D ∂p/∂x].  V: (n,) -> G (n, n).
 
-    Nothing flows through the ends.  The Scharfetter–Gummel flux (1969; Chang & Cooper 1970) is the exact flux for a V
-    that is linear between neighbours.  So G is a Markov generator (columns sum to 0, off-diagonal entries ≥ 0) whose
-    rest state is exactly Eq. 2 for every dx.  With central differences it is wrong by O(dx²), and rates are negative where
-    V differs by more than 2 kT between neighbours.
+    Nothing flows through the ends.  The Scharfetter–Gummel flux (1969; Chang & Cooper 1970) is the exact steady flux for a
+    V that is linear between neighbours.  So G is a Markov generator (columns sum to 0, off-diagonal entries ≥ 0) whose
+    stationary state is exactly Eq. 2 for every dx.  With central differences it is wrong by O(dx²), and rates are
+    negative where V differs by more than 2 kT between neighbours.
     """
     V = _check_grid(V, dx=dx, kT=kT, gamma=gamma)
     D = kT / gamma                                                          # Einstein relation
@@ -207,24 +208,27 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
 
     V: a function of arrays, which must grow to the left so fast that next to nothing of Z lies beyond 1e12 (b − a), or the
     mean may not exist (ValueError); 2 kT log|x| just does if a well at a is no wider than b − a.  Relative error up to
-    (h V'/kT)²/6, h = (b − a)/20 000 or, left of a, (a − x)/4800; a well there is seen if it is wider than a thousandth of
-    its distance from a.  Above 1e308 τ is inf.  Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
+    (h V'/kT)²/6, h = (b − a)/20 000 or, left of a, (a − x)/4800; a wall, V = +inf, may be h/2 off; a well left of a is seen
+    if it is wider than a thousandth of its distance.  Above 1e308 τ is inf.  Source: Gardiner, Handbook of Stochastic
+    Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)
     if not (a < b and np.isfinite(b - a)):
         raise ValueError(f"b must lie to the right of a, both finite, got a = {a}, b = {b}")
     left = a - (b - a) * np.append(np.geomspace(1e12, 1e-6, 200_001), 0)    # far out e^{−V/kT} is negligible
     inside = np.linspace(a, b, 20_001)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         V_left, V_inside = V(left) / kT, V(inside) / kT
         if not (np.append(V_left, V_inside) > -np.inf).all():
             raise ValueError(f"V must be a number or +inf for every x up to b, also at x = {left[0]:.3g}")
         trapezoids = lambda x, U: np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)        # logs: e^{∓V/kT} overflows
         log_left = trapezoids(left, V_left)
-        if log_left[0] > min(log_left.max() - 25, log_left[1]):             # the farthest cell: next to nothing, and less
+        far, near, rest = (np.logaddexp.reduce(part) for part in np.split(log_left, (11_111, 22_222)))      # two decades
+        if far > min(rest - 25, near - 1):                                  # the farthest: next to nothing, and much less
             raise ValueError("V must grow to the left of a, and faster: too much of Z lies beyond 1e12 (b − a), or all of it")
         log_Z = np.append(np.logaddexp.reduce(log_left), trapezoids(inside, V_inside))
         f = np.exp(np.logaddexp.accumulate(log_Z) + V_inside)
+        f[np.isnan(f)] = 0                                                  # a wall at a, with nothing behind it
         return gamma / kT * np.sum((f[1:] + f[:-1]) / 2 * np.diff(inside))
 
 

@@ -50,7 +50,7 @@ def entropy(p, log_base=0.0):
     p = _finite("p", p)
     log_base = _over(p, "log_base", log_base)
     if p.min() < 0 or np.abs(p.sum(-1) - 1).max() > 1e-9:
-        raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis")
+        raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis, to within 1e-9")
     return -np.sum(p * (np.log(p, out=np.zeros_like(p), where=p > 0) - log_base), axis=-1)
 
 
@@ -156,7 +156,7 @@ class MDP:
         if P.shape[:2] != self.reward.shape or self.successor.shape != P.shape:
             raise ValueError(f"reward {self.reward.shape}, successor {self.successor.shape} and probability {P.shape} "
                              "must have the shapes (S, A), (S, A, K) and (S, A, K)")
-        if self.successor.dtype.kind != "i" or self.successor.min() < 0 or self.successor.max() >= S:
+        if self.successor.dtype.kind not in "iu" or self.successor.min() < 0 or self.successor.max() >= S:
             raise ValueError(f"successor must hold integers from 0 to {S - 1}")
         if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # what is missing would add up to 1/(1 − γ) times
             raise ValueError("probability must be nowhere negative and of sum 1 over its last axis, to within 1e-9")
@@ -164,7 +164,7 @@ class MDP:
             raise ValueError(f"gamma must lie between 0 and 1, got {self.gamma}")
 
 
-def return_and_entropy(mdp, pi):
+def return_and_entropy(mdp, pi, log_base=0.0):
     """Discounted sums, from each state on, of the reward and of the entropy of π.  pi: (S, A) -> two of (S,).
 
     E Σ γ^t r_t is Eq. 9.  ValueError if gamma = 1: the sums need not exist.
@@ -175,13 +175,13 @@ def return_and_entropy(mdp, pi):
         raise ValueError(f"an infinite horizon needs gamma < 1, and pi the shape {S, A}; got {mdp.gamma}, {pi.shape}")
     P = np.zeros((S, S))
     np.add.at(P, (np.arange(S)[:, None, None], mdp.successor), pi[:, :, None] * mdp.probability)
-    now = np.stack((np.sum(pi * mdp.reward, axis=1), entropy(pi)), axis=1)
+    now = np.stack((np.sum(pi * mdp.reward, axis=1), entropy(pi, log_base)), axis=1)
     return np.linalg.solve(np.eye(S) - mdp.gamma * P, now).T
 
 
-def soft_policy_evaluation(mdp, pi, alpha):
+def soft_policy_evaluation(mdp, pi, alpha, log_base=0.0):
     """V of the policy π: E Σ γ^t (r_t + α H(π(·|s_t))) from each state on.  pi: (S, A) -> (S,)."""
-    R, H = return_and_entropy(mdp, pi)                                      # Eq. 9 is R; Eq. 10 is R + αH at the start
+    R, H = return_and_entropy(mdp, pi, log_base)                            # Eq. 9 is R; Eq. 10 is R + αH at the start
     return R + _temperature(alpha) * H                                      # Eq. 11; Eq. 12: F = −V = −R − αH
 
 

@@ -179,7 +179,9 @@ def test_first_passage_sees_heavy_tails_and_narrow_wells_far_to_the_left_and_ref
     x = np.linspace(-12, -8, 400_001)
     expected = tau(bowl) + (Z(narrow, x) - Z(bowl, x)) * outer(lambda y: np.exp(y * y / 2))
     assert np.isclose(tau(narrow), expected, rtol=1e-5) and expected > 100 * tau(bowl)
-    for V in (lambda x: np.log(1 + x * x) / 2, lambda x: 60 * (1 - np.exp(-x * x)), lambda x: 0 * x, lambda x: x):
+    assert np.isclose(tau(lambda r: -np.log(np.maximum(r, 0))), 1 / 4, rtol=1e-9), "a radius in the plane: R²/4D"
+    for V in (lambda x: np.log(1 + x * x) / 2, lambda x: 60 * (1 - np.exp(-x * x)), lambda x: 0 * x, lambda x: x,
+              lambda x: 20 * np.cos(10 * x)):
         with pytest.raises(ValueError, match="V must grow to the left"):
             tau(V)
     for V in (lambda x: np.exp(-2 * x) - 2 * np.exp(-x),                    # inf − inf far out
@@ -470,6 +472,8 @@ def test_pendulum_mdp_is_gymnasiums_step_seen_through_bilinear_weights(spacing, 
 def test_tanh_spaced_nodes_integrate_the_boundary_layers_that_a_uniform_grid_mis_integrates():
     """log_base sums to the measure 2; α log ∫ exp(a/α) da = α log(2α sinh(1/α)) even for layers of a width 1e-3."""
     tanh, uniform = (M.pendulum_mdp(5, 5, 33, spacing=spacing) for spacing in ("tanh", "uniform"))
+    _, V, pi = M.soft_value_iteration(tanh, 0.2, tanh.log_base, tol=1e-6)
+    assert near(M.soft_policy_evaluation(tanh, pi, 0.2, tanh.log_base), V, 1e-6), "with the same measure, the same value"
     assert near(np.exp(tanh.log_base).sum(), 2, 1e-4) and near(np.exp(uniform.log_base).sum(), 2, 1e-12)
     for alpha, exact in ((x, 1 + x * np.log(x * -np.expm1(-2 / x))) for x in (10.0, 0.1, 1e-2, 1e-3)):
         assert near(M.soft_value(tanh.a, alpha, tanh.log_base), exact, 0.01 * alpha)
