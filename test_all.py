@@ -632,31 +632,6 @@ def test_mlp_starts_with_he_variance_a_tenth_of_that_size_in_the_last_layer_and_
     assert abs(3 * b.var() - 1) < 4 * math.sqrt(0.8 / b.size) and abs(b).max() <= 1 and not any(b.any() for b in others)
     assert all(np.shares_memory(part, net.theta) for part in net.weights + net.biases) and net.theta.dtype == np.float32
 
-@pytest.mark.parametrize("copies", [None, 2])
-def test_mlp_is_a_loop_over_neurons_with_its_gradient_and_twins_are_two_that_share_their_input(copies):
-    """One network at a time, neuron by neuron; d_theta and dx by central differences; what is not wanted is None."""
-    rng = np.random.default_rng(1)
-    net, x = S.MLP((3, 5, 4, 2), rng, copies, np.float64, scale=3.0), rng.normal(size=(7, 3))
-    net.theta += rng.normal(size=net.theta.shape)                           # no bias stays zero
-    y, cache = net.forward(x)
-    loop = [[slow_mlp(net, row, twin) for row in x] for twin in ((0, 1) if copies else [()])]
-    assert np.allclose(y, loop if copies else loop[0], rtol=1e-12)
-    dy = rng.normal(size=y.shape)
-    d_theta, dx = net.backward(dy, cache)
-    for gradient, array in (d_theta, net.theta), (dx.ravel(), x.reshape(-1)):
-        assert_gradient(gradient, lambda: np.vdot(net.forward(x)[0], dy), array)
-    assert net.backward(dy, cache, with_theta=False)[0] is net.backward(dy, cache, with_x=False)[1] is None
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda agent: pickle.loads(pickle.dumps(agent))])
-def test_a_copied_agent_learns_on_exactly_as_the_original_and_apart_from_it(duplicate):
-    """Its weights must be views of its own theta, and its optimisers must move that theta."""
-    agent, batch, _ = random_agent()
-    before, twin = parameters(agent), duplicate(agent)
-    twin.update(batch), twin.update(batch)
-    assert np.array_equal(parameters(agent), before), "the copy moved the original"
-    agent.update(batch), agent.update(batch)
-    assert (parameters(agent) == parameters(twin)).all() and (agent.act(batch[0]) == twin.act(batch[0])).all()
-
 def test_adam_takes_the_textbook_steps_the_first_of_them_learning_rate_times_sign():
     """m̂/(√v̂ + ε) with bias-corrected means (Kingma & Ba, algorithm 1); ε is large here, so that its place is seen."""
     rng, lr, b1, b2, epsilon = np.random.default_rng(2), 0.03, 0.8, 0.95, 0.5
@@ -747,6 +722,9 @@ def test_every_gradient_equals_central_differences_in_actor_both_critics_and_log
     _, d_theta, log_prob = agent.actor_loss(obs, noise)
     assert_gradient(d_theta, lambda: agent.actor_loss(obs, noise)[0], agent.actor.theta)
     assert_gradient([agent.temperature_loss(log_prob)[1]], lambda: agent.temperature_loss(log_prob)[0], agent.log_alpha)
+    y, cache = agent.actor.forward(obs)                                     # a network alone, by its input; None: not wanted
+    assert_gradient(agent.actor.backward(y, cache)[1].ravel(), lambda: (agent.actor.forward(obs)[0]**2).sum() / 2, obs.ravel())
+    assert agent.actor.backward(y, cache, with_theta=False)[0] is agent.actor.backward(y, cache, with_x=False)[1] is None
     agent.actor.biases[-1][0, 2] = S.LOG_STD_MIN - 9                        # clipped from below: no gradient gets there
     d_bias = agent.actor.views(agent.actor_loss(obs, noise)[1])[1][-1][0]
     assert agent.policy(obs)[1].min() == S.LOG_STD_MIN and d_bias[2] == 0 != d_bias[3]
@@ -785,9 +763,10 @@ def test_temperature_falls_while_entropy_exceeds_its_target_rests_at_it_and_stay
 
 def test_update_steps_critics_actor_and_temperature_then_averages_the_targets_and_stops_at_a_bad_loss():
     """In this order, each once, on a fresh pair of noises; Polyak averaging keeps 1 − τ of the old target."""
-    agent, batch, _ = random_agent()
+    other, batch, _ = random_agent()
+    agent = pickle.loads(pickle.dumps(other))                               # a copy learns on like the original, apart from it
     assert (AGENT.critic_target.theta == AGENT.critic.theta).all() and AGENT.critic_target.scale == AGENT.critic.scale == 2
-    other, (obs, a, reward, next_obs, terminated) = copy.deepcopy(agent), batch
+    obs, a, reward, next_obs, terminated = batch
     metrics, noise = agent.update(batch), other.rng.standard_normal((2, 40, 2))
     critic_loss, d_critic = other.critic_loss(obs, a, other.target(reward, next_obs, terminated, noise[0]))
     S.Adam(other.critic.theta, 5e-3).step(d_critic)
