@@ -100,14 +100,13 @@ def test_boltzmann_density_is_normalised_gaussian_in_a_spring_and_blind_to_a_shi
     assert np.allclose(L.boltzmann_density(1e7 * WELL, DX, 1e-3), np.isclose(WELL, 0) / (2 * DX))
 
 def test_entropy_rises_with_temperature_while_the_mean_square_position_falls_and_rises():
-    """C2: dH/dT = Var(V)/T³ > 0 with H = (E[V] − F)/T; and the virial E[x V'] = T."""
+    """C2: dH/dT = Var(V)/T³ > 0 with H = (E[V] − F)/T."""
     x, dx = np.linspace(-4, 4, 801, retstep=True)
     V, T, p = L.double_well(x), (0.1, 0.25, 0.5, 1.0, 2.0), lambda T: L.boltzmann_density(V, dx, T) * dx
     H = lambda T: (V @ p(T) - L.free_energy(p(T) / dx, V, dx, T)) / T
     assert (np.diff([H(t) for t in T]) > 0).all() and set(np.sign(np.diff([x**2 @ p(t) for t in T]))) == {-1, 1}
     for t in T:
         assert np.isclose((H(t + 1e-5) - H(t - 1e-5)) / 2e-5, (V**2 @ p(t) - (V @ p(t)) ** 2) / t**3, rtol=1e-5)
-        assert np.isclose((x * L.double_well_gradient(x)) @ p(t), t, rtol=1e-9)
 
 @pytest.mark.parametrize("n", [2, 21, 201])
 def test_generator_keeps_mass_and_sign_and_rests_exactly_at_boltzmann_on_every_grid(n):
@@ -158,13 +157,6 @@ def test_a_driven_ring_is_stationary_without_being_boltzmann(f):
     J, away = G.diagonal(-1) * p[:-1] - G.diagonal(1) * p[1:], p - L.boltzmann_density(-np.cos(theta[:-1]), d, KT)
     assert np.ptp(J) < 1e-9 and np.abs(G @ p).max() < 1e-9, "not stationary"
     assert (np.abs(away).sum() * d > 0.2 and J.min() > 0.01) if f else np.abs([*away, *J]).max() < 1e-9
-
-@pytest.mark.parametrize("a, b, length", [(-2, 1, 1e4), (0.5, 2, 1e-3), (-3, -1, 1e4)])
-def test_first_passage_time_in_a_wedge_has_a_closed_form(a, b, length):
-    """V = s|x|, l = kT/s: downhill (b − a) γ/s as without noise; uphill (l²/D) [2 (e^{b/l} − e^{a/l}) − (b − a)/l]."""
-    climb = lambda x: 2 * np.expm1(x) - x if x > 0 else x
-    tau = L.mean_first_passage_time(lambda x: 3 / length * np.abs(x), a * length, b * length, 3.0, GAMMA)
-    assert np.isclose(tau, (climb(b) - climb(a)) * length**2 * GAMMA / 3, rtol=1e-5)
 
 def test_first_passage_times_add_up_also_where_an_integrand_overflows_or_a_well_lies_behind_a_barrier_of_50_kT():
     """From a to c past b takes a to b and b to c; at kT = 0.02, exp(V(−3)/kT) is e^{3200}."""
@@ -224,14 +216,12 @@ def falls_by(expected, error):                                              # me
     assert abs(ratio / expected - 1) < 4 * spread, f"the error falls by {ratio:.3f} (± {spread:.1%}), not by {expected}"
 
 def test_onsager_machlup_action_is_minus_log_p_only_with_its_curvature_term_and_turns_by_dV_over_kT_with_time():
-    """Its error falls like √dt but stays put without V''/2γ; that of a reversal falls like dt, and in a spring is 0."""
+    """Its error falls like √dt but stays put without V''/2γ; that of a reversal falls like dt."""
     x, y = np.array([[0.3, 0.5, -0.2], [0.5, -0.2, 0.4]])
     steps = gaussian(y, x - 4 * x * (x * x - 1) / GAMMA * 0.1, 2 * D * 0.1)
     assert np.isclose(log_p(np.append(x, y[-1]), 0.1), np.log(steps).sum(), rtol=1e-12)
     error = lambda V2: lambda x, dt: action(x, dt, V2) + log_p(x, dt) + np.log(4 * np.pi * D * dt) * (x.size - 1) / 2
     falls_by(2, error(L.double_well_curvature)), falls_by(1, error(np.zeros_like))
-    S = lambda x: L.onsager_machlup_action(x, 0.1, lambda x: K * x, np.ones_like, **BATH)
-    assert np.isclose(S(x) - S(x[::-1]), K * (x[-1] ** 2 - x[0] ** 2) / 2 / KT, rtol=1e-12)
     for S in (action, lambda x, dt: -log_p(x, dt)):
         falls_by(4, lambda x, dt: S(x, dt) - S(x[::-1], dt) - (L.double_well(x[-1]) - L.double_well(x[0])) / KT)
 
