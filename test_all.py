@@ -1168,12 +1168,8 @@ CODE = {name: (HERE / f"{name}.py").read_text() for name in ("langevin", "maxent
 
 def tagged(text):
     """The numbers of the equations that a text names: Eq. 3, Eq. 4–6, Eq. 15, 24."""
-    found = set()
-    for tag in re.findall(r"Eq\. (\d+(?:(?:–|, )\d+)*)", text):
-        for part in tag.split(", "):
-            first, _, last = part.partition("–")
-            found |= set(range(int(first), int(last or first) + 1))
-    return found
+    parts = [part.split("–") for tag in re.findall(r"Eq\. (\d+(?:(?:–|, )\d+)*)", text) for part in tag.split(", ")]
+    return {number for part in parts for number in range(int(part[0]), int(part[-1]) + 1)}
 
 EQUATIONS = [row for row in ROWS if len(row) == 5 and row[0] != "Eq."]
 
