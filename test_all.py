@@ -61,7 +61,6 @@ def test_double_well_has_a_barrier_of_one_between_its_wells_and_the_derivatives_
 @pytest.mark.parametrize("method, k, theory", [*zip(L.METHODS, (0, 0, 0), 2 * D * DT * np.array([40, 39.5, 40])),
     *zip(L.METHODS, (K, K, K), (KT / K / (1 - K * DT / (2 * GAMMA)), KT / K, KT / K)),
     ("leimkuhler_matthews", GAMMA * K, KT / GAMMA / K)])                    # the chapter's drift −V' = −(γV')/γ: kT/γ
-
 def test_variance_is_2Dt_when_free_and_kT_over_k_in_a_spring_but_for_the_textbook_step_or_drift(method, k, theory):
     """D = kT/γ; Euler–Maruyama rests at (kT/k)/(1 − k dt/2γ); the second method's first and last noise count half."""
     spring = dict(grad_V=lambda x: k * x, V=lambda x: k * x * x / 2, method=method)
@@ -242,7 +241,6 @@ passage = lambda V=L.double_well, a=-1.0, kT=1.0, gamma=1.0: L.mean_first_passag
     (evolve, "times", "times must be", (1, [[1]], [2, 1], [-1], [1, np.nan])), (passage, "V", "V must grow", [np.cbrt]),
     (passage, "a", "b must lie to the right", [1.0, 2.0]),
 ] for name in names.split() for bad in values])
-
 def test_bad_input_is_refused_before_a_number_is_drawn_and_a_step_that_blows_up_names_dt(call, wrong, message):
     """With what was wrong, and what is accepted; rng is None.  The quartic well explodes beyond |x| = 1/√(2dt)."""
     with pytest.raises(FloatingPointError if "blew up" in message else ValueError, match=message.format(*wrong)):
@@ -542,7 +540,6 @@ mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, suc
     ("n_steps", M.pendulum_optimal_return, ([0.0], [0.0], 5, 5, 5, 0)), ("at least 2", M.pendulum_mdp, (5, 5, 1)),
     ("V must", M.soft_backup, (mdp(), np.ones(5))), ("beta must", M.canonical_free_energy, ([1.0], [1], 0)),
     ("pi the", M.return_and_entropy, (mdp(), np.ones((2, 1)))), ("start must", M.max_caliber, (mdp(), 2, 1, 1.0))))
-
 def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong(message, f, args):
     """Means on the edge of the hull would need λ = ∞; the rest is NaN, infinite, of a wrong shape or range."""
     with pytest.raises(ValueError, match=message):
@@ -1135,7 +1132,6 @@ def python(*args, cwd=HERE):
 @pytest.mark.parametrize("args, message", (
     (["nonsense"], "unknown figure 'nonsense'"), (["--seeds", "0"], "--seeds must be at least 1"),
     (["--steps", "5"], "--steps"), (["--out", "/dev/null/x"], "/dev/null")))
-
 def test_figures_refuses_in_one_line(args, message):
     done = python("figures.py", *args)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
