@@ -219,7 +219,7 @@ def held_out_starts():
 
 @functools.cache
 def optimum():
-    """Best possible return (100,) from each held-out start."""
+    """Return (100,) of the exact optimum from each held-out start, 0.3 too low on average for its grid is finite."""
     return maxent.pendulum_optimal_return(*held_out_starts())
 
 
@@ -232,7 +232,7 @@ def roll_out(agent, theta, theta_dot, n_steps=200):
     """Angle, angular velocity, torque, reward (n_steps, 4, N) of the deterministic policy, from N starts at once."""
     steps = []
     for _ in range(n_steps):
-        torque = agent.act(observe(theta, theta_dot), deterministic=True)[:, 0].astype(float)
+        torque = agent.act(observe(theta, theta_dot), deterministic=True)[:, 0]
         *after, reward = maxent.pendulum_step(theta, theta_dot, torque)
         steps.append((theta, theta_dot, torque, reward))
         theta, theta_dot = after
@@ -370,7 +370,7 @@ def best_squashed_gaussian(Q, alpha):
     weight = np.exp(-noise**2 / 2) / np.exp(-noise**2 / 2).sum()
     mu, log_std, width, height = 0.0, -1.5, 3.0, 2.5
     for _ in range(6):
-        m, s = np.meshgrid(mu + width * unit, log_std + height * unit, indexing="ij")
+        m, s = np.meshgrid(mu + width * unit, log_std + height * unit)
         a, log_prob = sac_numpy.squashed_gaussian(m[..., None, None], s[..., None, None], noise[:, None])
         loss = (alpha * log_prob - Q(a[..., 0])) @ weight
         best = np.unravel_index(loss.argmin(), loss.shape)
@@ -397,7 +397,7 @@ def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
     Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose. Of a grid of states, the most even
     pair of peaks and the highest single one, with broad peaks, where the best Gaussian has σ < 0.7 (a wider one can have
-    two peaks itself, at the bounds); α is a quarter of the valley's depth or the peak's height (at SAC's own α most are spikes)."""
+    two peaks itself); α is a quarter of the valley's depth or the peak's height (at SAC's own α most are spikes)."""
     agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
@@ -414,7 +414,7 @@ def figure_action_langevin(options):
         for i in np.argsort(-quality / steepness):
             alpha = alphas[i]
             mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha)
-            if log_std < np.log(0.7):                                       # wider ones can have two peaks, at the bounds
+            if log_std < np.log(0.7):                                       # wider ones can have two peaks
                 break
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
         sampled = histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5])

@@ -102,7 +102,7 @@ class MLP:
 
     def backward(self, dy, cache, with_theta=True, with_x=True):
         """dy, of y's shape -> d_theta, dx: the gradients of Σ y·dy.  One that is not wanted is None, and costs nothing."""
-        d_theta = dx = None
+        d_theta = None
         if with_theta:
             d_theta = np.empty_like(self.theta)
             d_weights, d_biases = self.views(d_theta)
@@ -203,7 +203,7 @@ class SAC:
         self.log_alpha = np.array([math.log(s.alpha)])
         self.target_entropy = -A if s.target_entropy is None else s.target_entropy
         if not -math.inf < self.target_entropy < A * math.log(2):
-            raise ValueError(f"target_entropy must be below {A} log 2, the entropy of uniform actions, got {s.target_entropy}")
+            raise ValueError(f"target_entropy must be finite and below {A} log 2, the entropy of uniform actions, got {s.target_entropy}")
         self.optimisers = [Adam(theta, s.learning_rate) for theta in (self.critic.theta, self.actor.theta, self.log_alpha)]
 
     @property
@@ -215,7 +215,7 @@ class SAC:
         """μ, log σ (N, A), where log σ was not clipped (N, A), and the actor's cache."""
         y, cache = self.actor.forward(obs)
         mu, raw = y[..., :self.action_dim], y[..., self.action_dim:]
-        log_std = np.minimum(np.maximum(raw, LOG_STD_MIN), LOG_STD_MAX)
+        log_std = np.clip(raw, LOG_STD_MIN, LOG_STD_MAX)
         return mu, log_std, raw == log_std, cache
 
     def act(self, obs, deterministic=False):
@@ -223,12 +223,14 @@ class SAC:
         obs = np.asarray(obs, self.dtype)
         if obs.ndim not in (1, 2) or obs.shape[-1] != self.obs_dim:
             raise ValueError(f"obs must have shape ({self.obs_dim},) or (N, {self.obs_dim}), got {obs.shape}")
-        return self.to_environment(self.sample(np.atleast_2d(obs), deterministic).reshape(obs.shape[:-1] + (-1,)))
+        return self.to_environment(self.sample(np.atleast_2d(obs), deterministic).reshape(*obs.shape[:-1], self.action_dim))
 
     def sample(self, obs, deterministic=False):
-        """Action in the tanh frame.  obs (N, obs_dim) -> (N, A)."""
+        """Action in the tanh frame.  obs (N, obs_dim) -> (N, A).  FloatingPointError if an observation overflows the actor."""
         mu, log_std, *_ = self.policy(obs)
-        return np.tanh(mu if deterministic else mu + np.exp(log_std) * self.rng.standard_normal(mu.shape, self.dtype))
+        a = np.tanh(mu if deterministic else mu + np.exp(log_std) * self.rng.standard_normal(mu.shape, self.dtype))
+        check_finite("action", a)
+        return a
 
     def checked(self, obs):
         """A copy of one observation (obs_dim,), for its environment may write over it.  ValueError, FloatingPointError."""
@@ -351,8 +353,10 @@ def check_settings(s):
             raise ValueError(f"setting {name} must be a positive number, got {value}")
         if name in whole and not isinstance(value, (int, np.integer)):
             raise ValueError(f"setting {name} must be a whole number, got {value}")
-    if not 0 <= s.gamma < 1 or s.tau > 1 or not s.hidden or not all(isinstance(n, int) and n > 0 for n in s.hidden):
-        raise ValueError(f"settings need 0 ≤ gamma < 1, tau ≤ 1 and whole hidden widths ≥ 1, got {s}")
+    if not 0 <= s.gamma < 1 or s.tau > 1:
+        raise ValueError(f"settings need 0 ≤ gamma < 1 and tau ≤ 1, got {s.gamma} and {s.tau}")
+    if not isinstance(s.hidden, (tuple, list)) or not s.hidden or not all(isinstance(n, int) and n > 0 for n in s.hidden):
+        raise ValueError(f"setting hidden must be a tuple of widths, Python integers of 1 or more, got {s.hidden!r}")
 
 
 def check_finite(name, value):
@@ -418,7 +422,6 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
                 a = agent.sample(obs[None])[0]
             elif t % s.hold == 0:
                 a = agent.rng.uniform(-1, 1, agent.action_dim)
-            check_finite("action", a)                                       # an observation of 1e20 overflows the networks
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             next_obs = agent.checked(next_obs)
@@ -446,7 +449,8 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
 def evaluate(agent, env, seeds):
     """Returns (len(seeds),) of the deterministic policy, undiscounted, one episode from each env.reset(seed=…).
 
-    env must end its episodes, by itself or by a time limit.  ValueError if agent was made for other bounds or sizes.
+    env must end its episodes, by itself or by a time limit.  ValueError if agent was made for other bounds or sizes;
+    FloatingPointError for an observation that is not finite, or leads to such an action.
     """
     returns = np.zeros(len(seeds))
     with environment(env) as env:
