@@ -1026,6 +1026,20 @@ def test_only_the_ratio_of_reward_and_temperature_counts():
     (_, V, pi), (_, V_c, pi_c) = (M.soft_value_iteration(replace(mdp, reward=c * mdp.reward), 0.5 * c) for c in (1, 3.7))
     assert near(pi_c, pi, 1e-8) and near(V_c, 3.7 * V, 1e-7)
 
+def test_in_the_figure_of_fokker_planck_the_dots_follow_the_lines_and_the_free_energy_falls_to_its_minimum():
+    """Eq. 3 at kT = 0.5 from N(1, 0.15²), and F[p] = E[V] + kT E[log p] of what is drawn, also of the dots."""
+    left, right = F.figure_fokker_planck(None).axes
+    x, wells, start = F.X, L.double_well(F.X), gaussian(F.X, 1, 0.15**2)
+    energy = lambda p: np.sum(p * (wells + 0.5 * np.log(np.where(p > 0, p, 1)))) * F.DX
+    for line, dots, point in zip(left.lines[0:10:2], left.lines[1:10:2], right.lines):
+        (t,), (F_dots,), p = *point.get_data(), dots.get_ydata()
+        assert line.get_label() == f"t = {t:g}" and np.isclose(F_dots, energy(p), rtol=1e-9)
+        assert chi_square(np.repeat(x, np.round(p * F.DX * 10_000).astype(int)), line.get_ydata(), x) < 4
+        assert near(line.get_ydata(), modes(wells, F.DX, 0.5, start, [t])[1][0], 1e-8)
+    rest, (falling, lowest) = np.exp(-wells / 0.5), (line.get_ydata() for line in right.lines[5:])
+    assert near(left.lines[10].get_ydata(), rest / rest.sum() / F.DX, 1e-12) and len(right.lines) == 7
+    assert near(lowest, -0.5 * np.log(rest.sum() * F.DX), 1e-12) and (np.diff(falling) < 0).all() and falling[-1] - lowest[0] < 1e-3
+
 def test_in_the_figure_of_two_clocks_simulation_meets_the_spectral_gap_and_cold_theories_meet_each_other():
     """C1.  Bars are two standard errors; at T = 0.1 the grid (dx = 0.05) shifts the gap by < 1 %, and Kramers errs by O(T)."""
     ax = F.figure_two_clocks(None).axes[0]
