@@ -1092,6 +1092,25 @@ def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendul
     for ax in axes[:6]:
         assert near(ax.lines[0].get_ydata() ** 2 / 6, 5 * (1 - np.cos(ax.lines[0].get_xdata())), 1e-9), "the energy upright"
 
+def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_the_trained_critic_and_the_gaussian_only_one(pendulum, monkeypatch):
+    """C5, C8: the drawn policy is ∝ exp(Q/α) at the state and α of its title, and histograms differ from it by chance only."""
+    monkeypatch.setattr(F, "trained", lambda *_: [pendulum])
+    for ax, peaks in zip(F.figure_action_langevin(SimpleNamespace(seeds=1, steps=6000)).axes, (2, 1)):
+        theta, omega, alpha = map(float, re.findall(r"-?\d[\d.e-]*", ax.get_title()))
+        theta = np.linspace(-np.pi, np.pi, 61)[round((theta + np.pi) / (np.pi / 30))]
+        (a, pi), gauss = ax.lines[0].get_data(), ax.lines[1].get_ydata()
+        obs = np.tile([np.cos(theta), np.sin(theta), omega], (a.size, 1))
+        Q = pendulum[0].critic.forward(np.column_stack((obs, a)))[0][..., 0].min(axis=0)
+        assert abs(np.polyfit(Q, np.log(pi), 1)[0] * alpha - 1) < 0.05 and np.corrcoef(Q, np.log(pi))[0, 1] > 1 - 1e-9
+        valley, mode = pi.argmin(), gauss.argmax()
+        low, high = (pi[valley], min(pi[:valley].max(), pi[valley:].max())) if peaks == 2 else (max(pi[[0, -1]]), pi.max())
+        assert near(np.log(high / low), 4, 1e-6), "α is a quarter of the depth or the height"
+        assert (np.diff(gauss[:mode + 1]) >= 0).all() and (np.diff(gauss[mode:]) <= 0).all(), "the Gaussian has one peak"
+        drawn, bins = ax.patches[0].get_data().values, (pi[:-1] + pi[1:]).reshape(-1, 5).mean(axis=1) / 2
+        width = np.diff(a[::5])
+        assert np.abs(drawn - bins) @ width / 2 < 2 * np.sum(np.sqrt(2 / np.pi * bins * width / 5000)) / 2
+        assert near([p @ np.gradient(a) for p in (pi, gauss)], 1, 0.01)
+
 def test_the_training_figure_prints_and_draws_the_regret_of_each_seed(monkeypatch, capsys):
     """Made up: seed k loses 100, then 10 everywhere, at last 2k at 90 starts and 50 at ten; of 230 updates 200 are drawn."""
     lost = np.empty((4, 3, 100))
