@@ -376,6 +376,7 @@ def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iterati
         values.append(M.soft_policy_evaluation(mdp, pi, alpha))
         pi = M.boltzmann_policy(M.soft_backup(mdp, values[-1]), alpha)
     assert np.diff(values, axis=0).min() > -1e-11 and near(values[-1], V, 2e-9), "improvement must be monotone"
+    assert near(Q, mdp.reward + gamma * sum(mdp.probability[:, :, k] * V[mdp.successor[:, :, k]] for k in (0, 1)), 1e-9)
     assert near(Q - alpha * np.log(opt), V[:, None], 1e-9) and near(M.soft_policy_evaluation(mdp, opt, alpha), V, 2e-9)
     assert -2e-9 < (V - hard).min() and (V - hard).max() < bound and near(top - 1 / (1 - gamma), bound, 2e-9)
 
