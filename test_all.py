@@ -806,12 +806,11 @@ POSITIVE = "tau batch_size learning_rate final_learning_rate warmup hold alpha q
     ("{}s must be a flat Box", lambda name, space: S.train(Toy(**{f"{name}_space": space}), SMALL, n_steps=60), [
         *itertools.product(("action", "observation"), (gym.spaces.Discrete(3), Box(-1, 1, (2, 2)))),
         ("action", Box(0, inf, (1,))), ("action", Box(-1, 1, (1,), int))]),
-    (r"must have shape \(3,\) or \(N, 3\), got", lambda *shape: AGENT.act(np.zeros(shape)), [(4,), (5, 2), (1, 1, 3)]),
-    ("cannot make .* 'Nil-v0'", lambda use: use("Nil-v0"), [(S.train,), (lambda env: S.evaluate(AGENT, env, [0]),)])])
+    (r"must have shape \(3,\) or \(N, 3\), got", lambda *shape: AGENT.act(np.zeros(shape)), [(4,), (5, 2), (1, 1, 3)])])
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")                     # on purpose: numbers that overflow
 def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong(message, call, cases):
-    """Bounds, settings, numbers of steps, spaces, observations, ids; the edges that make sense stay allowed."""
+    """Bounds, settings, numbers of steps, spaces, observations; the edges that make sense stay allowed."""
     for case in cases:
         with pytest.raises(ValueError, match=message.format(*case)):
             call(*case)
