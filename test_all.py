@@ -587,22 +587,20 @@ def ctrl_c(*_, **__):
 def parameters(agent):
     return np.concatenate([agent.actor.theta, agent.critic.theta, agent.critic_target.theta, agent.log_alpha])
 
-def slow_mlp(net, x, twin=()):
-    """One input through one network, neuron by neuron."""
-    for i, (W, b) in enumerate(zip(net.weights, net.biases)):
-        x = [sum(x_j * W_jk for x_j, W_jk in zip(x, column)) + b_k for column, b_k in zip(W[twin].T, b[twin][0])]
-        x = [v / 2 + math.sqrt(v * v + 0.5) / 2 if i + 1 < len(net.weights) else net.scale * v for v in x]
-    return x
+def plain_mlp(net, x, twin=()):
+    """One network alone, x (N, n_in) -> (N, n_out)."""
+    for W, b in zip(net.weights, net.biases):
+        y = np.einsum("ni,io->no", x, W[twin]) + b[twin]
+        x = y / 2 + np.sqrt(y * y + 0.5) / 2
+    return net.scale * y
 
-def slow_soft_value(agent, critic, s, noise):
-    """min Q − α log π of one sampled action; the slope of tanh u is 1/cosh² u."""
-    y, a, log_prob = slow_mlp(agent.actor, s), [], 0
-    for mu, raw, n in zip(y[:2], y[2:], noise):
-        log_std = min(max(raw, S.LOG_STD_MIN), S.LOG_STD_MAX)
-        u = mu + math.exp(log_std) * n
-        a.append(math.tanh(u))
-        log_prob += -n * n / 2 - log_std - math.log(2 * math.pi) / 2 + 2 * math.log(math.cosh(u))
-    return min(slow_mlp(critic, [*s, *a], twin)[0] for twin in (0, 1)) - 0.2 * log_prob
+def plain_soft_value(agent, critic, obs, noise):
+    """min Q − α log π of one sampled action per state; the slope of tanh u is 1/cosh² u."""
+    mu, raw = np.hsplit(plain_mlp(agent.actor, obs), 2)
+    log_std = np.clip(raw, S.LOG_STD_MIN, S.LOG_STD_MAX)
+    u = mu + np.exp(log_std) * noise
+    log_prob = np.sum(-noise**2 / 2 - log_std - np.log(2 * np.pi) / 2 + 2 * np.log(np.cosh(u)), axis=1)
+    return np.minimum(*(plain_mlp(critic, np.hstack((obs, np.tanh(u))), twin)[:, 0] for twin in (0, 1))) - 0.2 * log_prob
 
 # --- Networks and their optimiser -------------------------------------------------------------------------------------
 
@@ -683,16 +681,15 @@ def test_actions_are_the_squashed_sample_scaled_to_asymmetric_bounds_and_never_b
     low, high = S.SAC(3, [-0.3], [0.1], SMALL).to_environment(np.float32([[-1], [1]]))
     assert -0.3 <= low < high <= 0.1 and np.allclose([low, high], [[-0.3], [0.1]]), "beyond, by rounding"
 
-def test_target_and_losses_equal_a_loop_over_transitions_neurons_and_the_smaller_critic():
-    """Eq. 18, 19, 20 in plain Python: y = r + γ (min Q' − α log π), and y = r where terminated."""
+def test_target_and_losses_equal_the_plain_formulas_with_the_smaller_of_two_critics():
+    """Eq. 18, 19, 20, one network at a time: y = r + γ (min Q' − α log π), and y = r where terminated."""
     agent, (obs, a, reward, next_obs, terminated), noise = random_agent()
-    V = [slow_soft_value(agent, agent.critic_target, s, n) for s, n in zip(next_obs, noise[0])]
-    y = np.array([r if end else r + 0.9 * v for r, end, v in zip(reward, terminated, V)])
+    y = reward + 0.9 * np.where(terminated, 0, plain_soft_value(agent, agent.critic_target, next_obs, noise[0]))
+    squares = [(plain_mlp(agent.critic, np.hstack((obs, a)), twin)[:, 0] - y) ** 2 for twin in (0, 1)]
+    V = plain_soft_value(agent, agent.critic, obs, noise[1])
     assert np.allclose(agent.target(reward, next_obs, terminated, noise[0]), y, rtol=1e-10)
-    squares = [(slow_mlp(agent.critic, [*s, *b], twin)[0] - t) ** 2 for twin in (0, 1) for s, b, t in zip(obs, a, y)]
-    assert math.isclose(agent.critic_loss(obs, a, y)[0], sum(squares) / len(y), rel_tol=1e-10)
-    V = [slow_soft_value(agent, agent.critic, s, n) for s, n in zip(obs, noise[1])]
-    assert math.isclose(agent.actor_loss(obs, noise[1])[0], -sum(V) / len(V), rel_tol=1e-10)
+    assert math.isclose(agent.critic_loss(obs, a, y)[0], np.sum(squares) / len(y), rel_tol=1e-10)
+    assert math.isclose(agent.actor_loss(obs, noise[1])[0], -V.mean(), rel_tol=1e-10)
 
 def test_every_gradient_equals_central_differences_in_actor_both_critics_and_log_alpha():
     """The losses exactly as update computes them, log σ clipped or not, either critic the smaller one."""
