@@ -219,14 +219,17 @@ class SAC:
         return mu, log_std, raw == log_std, cache
 
     def act(self, obs, deterministic=False):
-        """Action in the environment's units.  obs (obs_dim,) -> (A,), or (N, obs_dim) -> (N, A).  deterministic: tanh μ."""
+        """Action in the environment's units.  obs (obs_dim,) -> (A,), or (N, obs_dim) -> (N, A).  deterministic: tanh μ.
+
+        ValueError for another shape; FloatingPointError if obs is not finite, or so large that the actor overflows.
+        """
         obs = np.asarray(obs, self.dtype)
         if obs.ndim not in (1, 2) or obs.shape[-1] != self.obs_dim:
             raise ValueError(f"obs must have shape ({self.obs_dim},) or (N, {self.obs_dim}), got {obs.shape}")
         return self.to_environment(self.sample(np.atleast_2d(obs), deterministic).reshape(*obs.shape[:-1], self.action_dim))
 
     def sample(self, obs, deterministic=False):
-        """Action in the tanh frame.  obs (N, obs_dim) -> (N, A).  FloatingPointError if an observation overflows the actor."""
+        """Action in the tanh frame.  obs (N, obs_dim) -> (N, A)."""
         mu, log_std, *_ = self.policy(obs)
         a = np.tanh(mu if deterministic else mu + np.exp(log_std) * self.rng.standard_normal(mu.shape, self.dtype))
         check_finite("action", a)
@@ -450,7 +453,7 @@ def evaluate(agent, env, seeds):
     """Returns (len(seeds),) of the deterministic policy, undiscounted, one episode from each env.reset(seed=…).
 
     env must end its episodes, by itself or by a time limit.  ValueError if agent was made for other bounds or sizes;
-    FloatingPointError for an observation that is not finite, or leads to such an action.
+    FloatingPointError if an observation or an action is not finite.
     """
     returns = np.zeros(len(seeds))
     with environment(env) as env:
