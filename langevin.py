@@ -46,7 +46,7 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
             "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
                                     two successive noises, so steps are not independent (without a force the variance
                                     is 2D(t − dt/2), not 2Dt): record a run that is one call, for in calls of m steps
-                                    each it settles at kT (1 − 1/2m), at m = 1 half the temperature
+                                    each it settles, for small dt, at kT (1 − 1/2m), at m = 1 half the temperature
             "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): settles at
                                     Eq. 2 for every dt, but for a large one hardly a step is accepted; needs V
 

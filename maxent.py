@@ -167,7 +167,7 @@ class MDP:
 def return_and_entropy(mdp, pi, log_base=0.0):
     """Discounted sums, from each state on, of the reward and of the entropy of π.  pi: (S, A) -> two of (S,).
 
-    E Σ γ^t r_t is Eq. 9.  ValueError if gamma = 1: the sums need not exist.
+    E Σ γ^t r_t is Eq. 9.  log_base: see entropy.  ValueError if gamma = 1: the sums need not exist.
     """
     S, A, K = mdp.successor.shape
     pi = _finite("pi", pi)
@@ -180,7 +180,7 @@ def return_and_entropy(mdp, pi, log_base=0.0):
 
 
 def soft_policy_evaluation(mdp, pi, alpha, log_base=0.0):
-    """V of the policy π: E Σ γ^t (r_t + α H(π(·|s_t))) from each state on.  pi: (S, A) -> (S,)."""
+    """V of the policy π: E Σ γ^t (r_t + α H(π(·|s_t))) from each state on.  pi: (S, A) -> (S,).  log_base: see entropy."""
     R, H = return_and_entropy(mdp, pi, log_base)                            # Eq. 9 is R; Eq. 10 is R + αH at the start
     return R + _temperature(alpha) * H                                      # Eq. 11; Eq. 12: F = −V = −R − αH
 

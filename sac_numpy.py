@@ -203,7 +203,7 @@ class SAC:
         self.log_alpha = np.array([math.log(s.alpha)])
         self.target_entropy = -A if s.target_entropy is None else s.target_entropy
         if not -math.inf < self.target_entropy < A * math.log(2):
-            raise ValueError(f"target_entropy must be finite and below {A} log 2, the entropy of uniform actions, got {s.target_entropy}")
+            raise ValueError(f"target_entropy must be finite, below {A} log 2 (uniform actions), got {s.target_entropy}")
         self.optimisers = [Adam(theta, s.learning_rate) for theta in (self.critic.theta, self.actor.theta, self.log_alpha)]
 
     @property
