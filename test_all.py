@@ -940,7 +940,7 @@ def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypat
     _, log = S.train(Toy(), n_steps=200)
     assert log["n_steps"] == 51 and {log[key].size for key in ("step", "critic_loss", "alpha", "entropy")} == {0}
 
-def test_benchmark_reports_the_update_beside_its_matrix_products_and_the_memory(monkeypatch, capsys):
+def test_benchmark_reports_the_update_beside_its_matrix_products_and_the_memory(monkeypatch, capsys, rows):
     """A clock that always says 3 ms; 4-byte numbers; per layer 4 products of actor, 6 of critics, less first and last dx."""
     monkeypatch.setattr(S.timeit, "repeat", lambda f, number, repeat: f() and None or [0.003 * number] * repeat)
     S.benchmark()
@@ -948,6 +948,8 @@ def test_benchmark_reports_the_update_beside_its_matrix_products_and_the_memory(
     for sizes in ("hidden (64, 64), batch 128", "hidden (256, 256), batch 256"):
         assert f"{sizes}: one update 3.000 ms, its matrix products 3.000 ms, ratio 1.00; " in out
     assert f"replay buffer {4 * (3 + 1 + 1 + 3 + 1) * 1e4 / 2**20:.1f} MB per 10 000 steps" in out
+    a = [row[1] for row in rows]
+    assert len(a) == 2 * 10_000 and -1 <= min(a) < -0.9 and 0.9 < max(a) <= 1, "actions in the tanh frame"
     actor, critics = 3 * 3 * 8 + 4 * (8 * 6 + 6 * 2), 5 * 4 * 8 + 6 * 8 * 6 + 4 * 6
     assert sum(np.matmul(x, y, out=out).size * x.shape[-1] for x, y, out in products) == 10 * (actor + 2 * critics)
 
