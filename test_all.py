@@ -177,6 +177,7 @@ def test_first_passage_sees_heavy_tails_and_narrow_wells_far_to_the_left_and_ref
     assert np.isclose(tau(narrow), expected, rtol=1e-5) and expected > 100 * tau(bowl)
     assert np.isclose(tau(lambda r: -np.log(np.maximum(r, 0))), 1 / 4, rtol=1e-9), "a radius in the plane: R²/4D"
     for V in (lambda x: np.log(1 + x * x) / 2, lambda x: 60 * (1 - np.exp(-x * x)), lambda x: 0 * x, lambda x: x,
+              lambda x: 0.75 * np.log(1 + x * x), lambda x: np.log(1 + x * x) / 2 - 40 * np.exp(-x * x),
               lambda x: 20 * np.cos(10 * x)):
         with pytest.raises(ValueError, match="V must grow to the left"):
             tau(V)
