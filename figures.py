@@ -441,9 +441,9 @@ def overestimation(alphas, n_draws=50_000):
 
 
 def figure_overestimation(options):
-    """The soft maximum overestimates more than the hard one; what noise adds shrinks as α grows, and with two critics.
-    Theory: E[max of 10 normal numbers] = 1.53875; for large α noise adds (1 − 1/10)/2α, to the average twice that; the
-    smaller of two tends to −1/√π, too low."""
+    """The soft maximum overestimates more than the hard one; what noise adds shrinks as α grows (for equal actions),
+    and with two critics. Theory: E[max of 10 normal numbers] = 1.53875; for large α noise adds (1 − 1/10)/2α, to the
+    average twice that; the smaller of two tends to −1/√π, too low."""
     alphas = np.logspace(-1.3, 0.8, 22)
     rows = overestimation(alphas)
     theory = 0 * alphas + 1.53875, *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)

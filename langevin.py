@@ -51,10 +51,11 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
                                     Eq. 2 for every dt, but for a large one hardly a step is accepted; needs V
 
     ValueError for input that cannot be simulated; FloatingPointError, naming dt, once a position is not finite (too large
-    a dt in a spring, k dt/γ > 2, takes hundreds of steps or more to get there).
+    a dt in a spring, k dt/γ > 2, takes up to thousands of steps to get there).
     """
     x = np.array(x0, dtype=float)
     _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every)
+    n_steps, record_every = int(n_steps), record_every and int(record_every)    # np.uint8(255) + 1 is 0
     amplitude = np.sqrt(2 * (kT / gamma) * dt)                              # √(2D dt), D = kT/γ (Einstein relation)
     records = None if record_every is None else np.empty((n_steps // record_every, x.size))
     xi = rng.standard_normal(x.size) if method == "leimkuhler_matthews" else None
@@ -112,7 +113,7 @@ def boltzmann_density(V, dx, kT):
 def _check_positive(**values):
     for name, value in values.items():
         if not (np.isscalar(value) and np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value}")
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
 
 
 def _check_grid(V, name="V", **positive):
@@ -168,15 +169,15 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
     if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times, prepend=0.0) < 0).any():
         raise ValueError(f"times must be a one-dimensional increasing array, from 0 on, got {times}")
     G = fokker_planck_generator(V, dx, kT, gamma)
-    q = -G.diagonal().min()
-    M = np.eye(len(V)) + G / q
+    q, identity = -G.diagonal().min(), np.eye(len(V))
+    M = identity + G / q
     result = np.empty((len(times), len(V)))
     for k, t in enumerate(np.diff(times, prepend=0.0)):
         squarings = int(q * t).bit_length()
         qt = q * t / 2**squarings                                           # below 1
-        E = np.eye(len(V))
+        E = identity
         for j in range(20, 0, -1):                                          # Horner; the rest is below 1/21! = 2e-20
-            E = np.eye(len(V)) + (qt / j) * (M @ E)
+            E = identity + (qt / j) * (M @ E)
         E /= E.sum(axis=0)                                                  # the factor e^{−qt}: probability is conserved
         for _ in range(squarings):
             E = E @ E
@@ -206,30 +207,31 @@ def kramers_rate(curvature_well, curvature_barrier, barrier, kT, gamma=1.0):
 def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     """Mean time τ from a to first reach b > a, τ = 1/D ∫_a^b dy e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}.
 
-    V: a function of arrays, which must grow to the left so fast that next to nothing of Z lies beyond 1e12 (b − a), or the
-    mean may not exist (ValueError); 2 kT log|x| just does if a well at a is no wider than b − a.  Relative error up to
-    (h V'/kT)²/6, h = (b − a)/20 000 or, left of a, (a − x)/4800; a wall, V = +inf, may be h/2 off; a well left of a is seen
-    if it is wider than a thousandth of its distance.  Above 1e308 τ is inf.  Source: Gardiner, Handbook of Stochastic
-    Methods, §5.2.7.
+    V: a function of arrays, which must grow to the left so fast that next to nothing of Z lies beyond 1e11 (b − a), or the
+    mean may not exist (ValueError); 2 kT log|x| just does if a well at a is no wider than b − a.  A wall is V = +inf, and
+    whatever lies to the left of it is never met.  Relative error up to (h V'/kT)²/6, h = (b − a)/20 000 or, left of a,
+    (a − x)/4800; a wall may be h/2 off; a well left of a is seen if it is wider than a thousandth of its distance.
+    Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)
-    if not (a < b and np.isfinite(b - a)):
+    if not (a < b and np.isfinite(1e12 * (b - a))):
         raise ValueError(f"b must lie to the right of a, both finite, got a = {a}, b = {b}")
     left = a - (b - a) * np.append(np.geomspace(1e12, 1e-6, 200_001), 0)    # far out e^{−V/kT} is negligible
     inside = np.linspace(a, b, 20_001)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         V_left, V_inside = V(left) / kT, V(inside) / kT
-        if not (np.append(V_left, V_inside) > -np.inf).all():
-            raise ValueError(f"V must be a number or +inf for every x up to b, also at x = {left[0]:.3g}")
+        if np.shape(V_left) != left.shape or not (np.append(V_left, V_inside) > -np.inf).all():
+            raise ValueError(f"V must return one number or +inf for each x up to b, also at x = {left[0]:.3g}")
+        V_left[np.logical_or.accumulate(V_left[::-1] == np.inf)[::-1]] = np.inf     # what is left of a wall is never met
         trapezoids = lambda x, U: np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)        # logs: e^{∓V/kT} overflows
         log_left = trapezoids(left, V_left)
         far, near, rest = (np.logaddexp.reduce(part) for part in np.split(log_left, (11_111, 22_222)))      # two decades
         if far > min(rest - 25, near - 1):                                  # the farthest: next to nothing, and much less
-            raise ValueError("V must grow to the left of a, and faster: too much of Z lies beyond 1e12 (b − a), or all of it")
+            raise ValueError("V must grow to the left of a, and faster: too much of Z lies beyond 1e11 (b − a), or all of it")
         log_Z = np.append(np.logaddexp.reduce(log_left), trapezoids(inside, V_inside))
-        f = np.exp(np.logaddexp.accumulate(log_Z) + V_inside)
-        f[np.isnan(f)] = 0                                                  # a wall at a, with nothing behind it
-        return gamma / kT * np.sum((f[1:] + f[:-1]) / 2 * np.diff(inside))
+        log_f = np.logaddexp.accumulate(log_Z) + V_inside
+        log_f[np.isnan(log_f)] = -np.inf                                    # a wall at a, with nothing behind it
+        return np.exp(np.logaddexp.reduce(trapezoids(inside, -log_f)) + np.log(gamma / kT))
 
 
 # --- The probability of a whole path ----------------------------------------------------------------------------------

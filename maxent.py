@@ -39,7 +39,7 @@ def _over(like, name, x):
 
 def _temperature(alpha):
     if not (np.isscalar(alpha) and np.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"alpha must be a number, 0 or more, got {alpha}")
+        raise ValueError(f"alpha must be a number, 0 or more, got {alpha!r}")
     return alpha
 
 
@@ -51,7 +51,7 @@ def entropy(p, log_base=0.0):
     log_base = _over(p, "log_base", log_base)
     if p.min() < 0 or np.abs(p.sum(-1) - 1).max() > 1e-9:
         raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis, to within 1e-9")
-    return -np.sum(p * (np.log(p, out=np.zeros_like(p), where=p > 0) - log_base), axis=-1)
+    return np.sum(p * (log_base - np.log(p, out=np.zeros_like(p), where=p > 0)), axis=-1)
 
 
 def _gibbs(Q, alpha, log_base):
@@ -95,8 +95,8 @@ def canonical_free_energy(p, E, beta):
 
     The chapter writes max.  This function is convex in p, so its maximum puts everything on the highest energy.
     """
-    if not beta > 0:
-        raise ValueError(f"beta must be a positive number, got {beta}")
+    if not (np.isscalar(beta) and beta > 0):
+        raise ValueError(f"beta must be a positive number, got {beta!r}")
     p = _finite("p", p)
     return np.sum(p * _over(p, "E", E), axis=-1) - entropy(p) / beta        # Eq. 25
 
@@ -133,9 +133,9 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
             if np.linalg.eigvalsh(hessian)[0] < 1e-12:                      # no spread across a side of the hull: on its edge
                 break
             return lam, boltzmann_policy(-(f @ lam), 1.0, log_base)
-    raise ValueError(f"no distribution exp(−λ·f)/Z with one, finite λ has the means {means}: they must lie strictly between "
-                     f"{np.min(features, 0)} and {np.max(features, 0)}, inside the convex hull of the features, which must "
-                     "be independent")
+    raise ValueError(f"found no distribution exp(−λ·f)/Z with one, finite λ and the means {means}: they must lie strictly "
+                     f"between {np.min(features, 0)} and {np.max(features, 0)}, inside the convex hull of the features, which "
+                     f"must be independent; and log_base may vary so much that {max_steps} steps are too few")
 
 
 # --- Finite Markov decision processes ---------------------------------------------------------------------------------
@@ -158,10 +158,11 @@ class MDP:
                              "must have the shapes (S, A), (S, A, K) and (S, A, K)")
         if self.successor.dtype.kind not in "iu" or self.successor.min() < 0 or self.successor.max() >= S:
             raise ValueError(f"successor must hold integers from 0 to {S - 1}")
+        object.__setattr__(self, "successor", self.successor.astype(int))   # uint64 beside int64 would become float
         if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # what is missing would add up to 1/(1 − γ) times
             raise ValueError("probability must be nowhere negative and of sum 1 over its last axis, to within 1e-9")
-        if not 0 <= self.gamma <= 1:
-            raise ValueError(f"gamma must lie between 0 and 1, got {self.gamma}")
+        if not (np.isscalar(self.gamma) and 0 <= self.gamma <= 1):
+            raise ValueError(f"gamma must be a number between 0 and 1, got {self.gamma!r}")
 
 
 def return_and_entropy(mdp, pi, log_base=0.0):
@@ -202,11 +203,11 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     gamma = mdp.gamma
     if gamma == 1:
         raise ValueError("an infinite horizon needs gamma < 1")
-    V = np.zeros(len(mdp.reward))
+    V, ahead = np.zeros(len(mdp.reward)), gamma / (1 - gamma)
     for _ in range(2 + int(40 / (1 - gamma))):                              # γⁿ < e^{−40}: only rounding is left
         change = soft_value(soft_backup(mdp, V), alpha, log_base) - V
-        V = V + change + gamma / (1 - gamma) * (change.max() + change.min()) / 2
-        if gamma / (1 - gamma) * np.ptp(change) / 2 < tol:
+        V = V + change + ahead * (change.max() + change.min()) / 2
+        if ahead * np.ptp(change) / 2 < max(tol, ahead * 1e-15 * np.abs(V).max()):          # the latter is rounding
             break
     Q = soft_backup(mdp, V)
     return Q, soft_value(Q, alpha, log_base), boltzmann_policy(Q, alpha, log_base)
@@ -221,11 +222,11 @@ def enumerate_paths(mdp, start, horizon):
     paths, each with its part of the probability.
     """
     S, A, K = mdp.successor.shape
-    if not 0 <= start < S or horizon < 0:
+    if start not in range(S) or horizon < 0:
         raise ValueError(f"start must be a state, 0 to {S - 1}, and horizon not negative, got {start} and {horizon}")
-    if (A * K) ** horizon > 2_000_000:
+    if (A * K) ** int(horizon) > 2_000_000:
         raise ValueError(f"({A} · {K})^{horizon} paths are too many to enumerate; at most 2 000 000")
-    paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
+    paths, returns, log_p = np.array([[int(start)]]), np.zeros(1), np.zeros(1)
     for t in range(horizon):
         n, a, k = np.nonzero(mdp.probability[paths[:, -1]])                 # path n goes on by action a, successor k
         s = paths[n, -1]

@@ -103,7 +103,7 @@ def test_entropy_rises_with_temperature_while_the_mean_square_position_falls_and
     x, dx = np.linspace(-4, 4, 801, retstep=True)
     V, T, p = L.double_well(x), (0.1, 0.25, 0.5, 1.0, 2.0), lambda T: L.boltzmann_density(V, dx, T) * dx
     H = lambda T: (V @ p(T) - L.free_energy(p(T) / dx, V, dx, T)) / T
-    assert (np.diff([H(t) for t in T]) > 0).all() and set(np.sign(np.diff([x**2 @ p(t) for t in T]))) == {-1, 1}
+    assert (np.diff([H(t) for t in T]) > 0).all() and [*np.sign(np.diff([x**2 @ p(t) for t in T]))] == [-1, -1, -1, 1]
     for t in T:
         assert np.isclose((H(t + 1e-5) - H(t - 1e-5)) / 2e-5, (V**2 @ p(t) - (V @ p(t)) ** 2) / t**3, rtol=1e-5)
 
@@ -141,7 +141,7 @@ def test_free_energy_never_rises_and_exceeds_its_minimum_by_kT_times_the_diverge
 def test_a_langevin_ensemble_follows_the_fokker_planck_density():
     """Eq. 1 and Eq. 3 are one process: χ² at three times before rest.  Records are where shorter runs end."""
     x0, well = RNG(9).normal(1, 0.15, 20_000), dict(dt=0.01, **BATH, **FORCE)
-    x = L.simulate(x0, n_steps=625, record_every=50, rng=RNG(10), **well)
+    x = L.simulate(x0, n_steps=625, record_every=np.uint8(50), rng=RNG(10), **well)
     for samples, p in zip(x[[0, 3, 11]], L.fokker_planck_evolve(START, WELL, DX, KT, (0.5, 2, 6), GAMMA)):
         assert chi_square(samples, p) < 4 and chi_square(samples, REST) > 100
     assert len(x) == 12 and np.array_equal(x[1], L.simulate(x0, n_steps=100, rng=RNG(10), **well))
@@ -163,6 +163,8 @@ def test_first_passage_times_add_up_also_where_an_integrand_overflows_or_a_well_
     for a, b, c in ((-3, -1, -0.5), (0.9, 1, 2)):                           # from 1 on, the well at −1 holds half of Z
         assert np.isclose(tau(a, b) + tau(b, c), tau(a, c), rtol=1e-4)
     assert np.isclose(L.mean_first_passage_time(lambda x: x * x / 2, 0, 1e-7, 1.0), 1e-7 * np.sqrt(np.pi / 2), rtol=1e-5)
+    slow = L.mean_first_passage_time(lambda x: 714 * L.double_well(x), -1, 1, 1.0, 1e-6)
+    assert np.isclose(slow * L.kramers_rate(714 * 8, 714 * -4, 714, 1.0, 1e-6), 1, rtol=2e-3), "τ is finite, e^714 is not"
 
 def test_first_passage_sees_heavy_tails_and_narrow_wells_far_to_the_left_and_refuses_where_no_mean_exists():
     """V = log(1 + x²) at kT = 1, from 0 to 1: the inner integral is arctan y + π/2; a well adds its Z to it."""
@@ -176,14 +178,16 @@ def test_first_passage_sees_heavy_tails_and_narrow_wells_far_to_the_left_and_ref
     expected = tau(bowl) + (Z(narrow, x) - Z(bowl, x)) * outer(lambda y: np.exp(y * y / 2))
     assert np.isclose(tau(narrow), expected, rtol=1e-5) and expected > 100 * tau(bowl)
     assert np.isclose(tau(lambda r: -np.log(np.maximum(r, 0))), 1 / 4, rtol=1e-9), "a radius in the plane: R²/4D"
+    boxes = lambda x: np.where((x > -1) & (x < 2) | (x < -2) & (x > -9), 0, np.inf)
+    assert np.isclose(tau(boxes), 3 / 2, rtol=1e-4), "a second box to the left of the wall at −1 is never met"
     for V in (lambda x: np.log(1 + x * x) / 2, lambda x: 60 * (1 - np.exp(-x * x)), lambda x: 0 * x, lambda x: x,
               lambda x: 0.75 * np.log(1 + x * x), lambda x: np.log(1 + x * x) / 2 - 40 * np.exp(-x * x),
               lambda x: 20 * np.cos(10 * x)):
         with pytest.raises(ValueError, match="V must grow to the left"):
             tau(V)
     for V in (lambda x: np.exp(-2 * x) - 2 * np.exp(-x),                    # inf − inf far out
-              lambda x: np.where(x > 0.5, np.nan, x * x), lambda x: np.where(x > 0.5, -np.inf, x * x)):
-        with pytest.raises(ValueError, match="V must be a number or"):
+              lambda x: np.where(x > 0.5, np.nan, x * x), lambda x: np.where(x > 0.5, -np.inf, x * x), lambda x: 0.0):
+        with pytest.raises(ValueError, match="V must return one number or"):
             tau(V)
 
 def test_kramers_rate_and_spectral_gap_are_those_of_the_first_passage_time_as_temperature_falls():
@@ -256,7 +260,7 @@ kl = lambda p, q: np.sum(p * (np.log(p) - np.log(q)), axis=-1)
 slope = lambda f, x, h: (8 * (f(x + h) - f(x - h)) - (f(x + 2 * h) - f(x - 2 * h))) / (12 * h)          # error O(h⁴)
 simplex = lambda k, *n: np.random.default_rng(1).dirichlet(np.ones(k), n)
 random_mdp = lambda gamma=0.9, S=7, A=3, K=2: M.MDP(
-    rng().normal(size=(S, A)), rng().random((S, A, S)).argsort(2)[..., :K], simplex(K, S, A), gamma)
+    rng().normal(size=(S, A)), rng().random((S, A, S)).argsort(2)[..., :K].astype("u8"), simplex(K, S, A), gamma)
 
 @pytest.mark.parametrize("alpha, log_base", [(x, base) for x in (0.1, 0.5, 1.0, 2.0, 5.0) for base in (0.0, BASE5)])
 def test_boltzmann_policy_is_the_unique_solution_and_its_entropy_rises_with_temperature(alpha, log_base):
@@ -317,6 +321,8 @@ def test_the_soft_maximum_overestimates_more_than_the_hard_one_and_the_minimum_o
     exact = np.stack(np.broadcast_arrays(hard, soft, soft - alphas * np.log(10), one, smaller))
     assert near(F.overestimation(alphas, n_draws=n), exact, 4 / np.sqrt(n)), "no standard deviation is above 1"
     assert min(soft) > hard > exact[2:].max() and min(np.diff(soft)) > 0 > np.diff(exact[2:]).max()
+    added = [exact_means(Q, alpha)[0] - M.soft_value(Q, alpha) for Q in [np.array((3.0, 0.0))] for alpha in (0.5, 1, 2, 5)]
+    assert added[0] < added[1] < added[2] > added[3] > 0, "where one action is better, what noise adds first grows with α"
     assert (smaller < one / 2).all() and smaller[0] > 0 > smaller[-1]
 
 @pytest.mark.parametrize("law, picks, judges, low, high", (
@@ -346,6 +352,7 @@ def test_multipliers_of_a_gaussian_and_the_derivatives_of_log_Z_are_the_known_on
     for unlikely in (-30.0, -1000.0):                                       # a Newton step from λ = 0 overshoots by e^30
         (lam,), p = M.max_entropy([[0], [1]], [0.5], [0, unlikely])
         assert near((lam - unlikely, *p), (0, 0.5, 0.5), 1e-12)
+    assert near(M.max_entropy([[0], [1]], [1e-11])[1][1], 1e-11, 1e-15), "a variance of 1e-11 is enough, one of 1e-13 not"
     f, p = np.array([[-2, -2], [2, 2], [-1, -2]]), np.array([3, 3, 1]) / 7  # the only p; on the way Cov[f] is singular
     assert near(M.max_entropy(f, p @ f, [-15, -37, 32])[1], p, 1e-9)
     f, lam, axes, log_Z = rng().normal(size=(6, 2)), np.array([0.3, -0.8]), np.eye(2), lambda l: M.soft_value(-f @ l, 1)
@@ -381,11 +388,15 @@ def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iterati
     assert near(Q - alpha * np.log(opt), V[:, None], 1e-9) and near(M.soft_policy_evaluation(mdp, opt, alpha), V, 2e-9)
     assert -2e-9 < (V - hard).min() and (V - hard).max() < bound and near(top - 1 / (1 - gamma), bound, 2e-9)
 
-def test_value_iteration_is_as_exact_as_promised_where_nothing_mixes():
+def test_value_iteration_is_as_exact_as_promised_where_nothing_mixes_and_stops_once_only_rounding_is_left(monkeypatch):
     """One action, two states that lead to themselves: V = ±100, and the change of a sweep shrinks by γ at most."""
     apart = M.MDP(np.array([[1.0], [-1.0]]), np.array([[[0]], [[1]]]), np.ones((2, 1, 1)), 0.99)
     for tol in (0.1, 1e-9):
         assert 0.9 * tol < 100 - M.soft_value_iteration(apart, 1.0, tol=tol)[1][0] < tol, "as exact as asked for, and no more"
+    sweeps, backup = [], M.soft_backup
+    monkeypatch.setattr(M, "soft_backup", lambda mdp, V: sweeps.append(V) or backup(mdp, V))
+    Q, V, _ = M.soft_value_iteration(random_mdp(0.9999), 0.5)
+    assert len(sweeps) < 1000 and near(M.soft_value(backup(random_mdp(0.9999), V), 0.5), V, 1e-15 * V.max() / 1e-4)
 
 def soft_paths(mdp, alphas):                                                # backward induction, Eq. 14, 16, 17
     (paths, returns, log_p), V, P = M.enumerate_paths(mdp, 0, len(alphas)), np.zeros(len(mdp.reward)), 1.0
@@ -511,10 +522,10 @@ full, HALF = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
 mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, successor=s, probability=p, gamma=gamma)
 
 @pytest.mark.parametrize("message, f, args", (
-    *(("no distribution", M.max_entropy, x) for x in (                      # outside, on the edge, dependent features
+    *(("found no distribution", M.max_entropy, x) for x in (                      # outside, on the edge, dependent features
         *((FACES, [c]) for c in (1, 6, 7, -1e9)), (FACES ** [1, 2], [3.5, 12.5]), (np.eye(3, 2), [0.6, 0.6]),
         (np.eye(3, 2), [0.5, 0.5]), (np.eye(3, 2), [0.3, 0.7]), (np.eye(6), [1 / 6] * 6), (FACES * [1, 2], [4.5, 9]),
-        (FACES * [1, 0.1], [4.5, 0.45]), (np.ones((4, 1)), [1]), (FACES ** [0, 1], [1, 4.5]))),
+        (FACES * [1, 0.1], [4.5, 0.45]), ([[0], [1]], [1e-13]), (np.ones((4, 1)), [1]), (FACES ** [0, 1], [1, 4.5]))),
     *(("must", M.max_entropy, x) for x in ((FACES, [np.nan]), (FACES, [4.5, 1]), (FACES[:, 0], [4.5]))),
     *(("Q must", M.soft_value, (Q, 1)) for Q in ([1, np.nan], [1, np.inf], 3, [])),
     *(("alpha must", M.boltzmann_policy, ([1, 2], alpha)) for alpha in (-1, np.nan, np.inf, [1, 1])),
@@ -522,9 +533,10 @@ mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, suc
     *(("must", mdp, x) for x in (
         [np.ones(2)], [np.ones((2, 3))], [HALF * np.nan], [HALF, full((0, -1))], [HALF, full((0, 2))], [HALF, full(0.)],
         [HALF, full(0)[0]], *([HALF, full(0), p] for p in (full(0.4), full((-0.5, 1.5)), full(0.5)[0])))),
-    *(("gamma must", mdp, (HALF, full(0), full(0.5), gamma)) for gamma in (-0.1, 1.1, np.nan)),
+    *(("gamma must", mdp, (HALF, full(0), full(0.5), gamma)) for gamma in (-0.1, 1.1, np.nan, [0.9])),
     *(("gamma < 1", f, (mdp(gamma=1), x)) for f, x in ((M.soft_value_iteration, 1), (M.return_and_entropy, HALF))),
     ("too many", M.enumerate_paths, (mdp(), 0, 11)), ("log_base must", M.soft_value, ([1], 1, np.nan)),
+    ("too many", M.enumerate_paths, (mdp(), 0, np.int64(32))), ("start must", M.enumerate_paths, (mdp(), 0.5, 1)),
     *((message, M.policy_flow, (p, [1, 2], 1, t)) for message, p, t in (
         ("p must", [0.5, 0.6], [1]), ("pi0 must", [0, 1], [1]), ("times must", [0.5, 0.5], 1))),
     ("spacing must", M.pendulum_mdp, (5, 5, 5, 0.9, "x")), ("must", M.pendulum_optimal_return, ([np.nan], [0])),
@@ -532,7 +544,8 @@ mdp = lambda r=HALF, s=full(0), p=full((1.0, 0)), gamma=0.9: M.MDP(reward=r, suc
     ("log_base must", M.entropy, ([1.0], [1, 2])), ("E must", M.canonical_free_energy, ([1.0], [1, 2], 1.0)),
     *(("sum 1", mdp, [HALF, full(0), 0.5 + 1e-8 * x]) for x in (full(1), np.eye(8)[0].reshape(2, 2, 2))),
     ("n_steps", M.pendulum_optimal_return, ([0.0], [0.0], 5, 5, 5, 0)), ("at least 2", M.pendulum_mdp, (5, 5, 1)),
-    ("V must", M.soft_backup, (mdp(), np.ones(5))), ("beta must", M.canonical_free_energy, ([1.0], [1], 0)),
+    ("V must", M.soft_backup, (mdp(), np.ones(5))), ("beta must", M.canonical_free_energy, ([1.0], [1], [1])),
+    ("beta must", M.canonical_free_energy, ([1.0], [1], 0)),
     ("pi the", M.return_and_entropy, (mdp(), np.ones((2, 1)))), ("start must", M.max_caliber, (mdp(), 2, 1, 1.0))))
 def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong(message, f, args):
     """Means on the edge of the hull would need λ = ∞; the rest is NaN, infinite, of a wrong shape or range."""
