@@ -59,15 +59,10 @@ def histogram(x, edges):
     return np.histogram(x, edges)[0] / (len(x) * np.diff(edges))
 
 
-def total_variation(p, q, edges):
-    """Half the L1 distance of two densities on the same bins: 0 for equal, 1 for disjoint."""
-    return 0.5 * np.sum(np.abs(p - q) * np.diff(edges))
-
-
 def figure_langevin_dynamics_temperature_controls(options):
     """An ensemble that starts evenly over both wells matches Boltzmann; one run at T = 0.1 never leaves its well.
     Ensemble: 20 000 particles, t = 5; up to T = 0.5 that is too short for the wells to mix, and the start made them even.
-    Run: every tenth of steps 10 001 to 50 000. Error: total variation."""
+    Run: every tenth of steps 10 001 to 50 000. Error: total variation, half the area between."""
     rng, panels, well = np.random.default_rng(0), [], np.where(V < 2.2, 0.4 * V, np.nan)
     for kT in (0.1, 0.5, 1.0, 2.0):
         many = simulate_wells(rng.uniform(-2, 2, 20_000), kT=kT, dt=0.01, n_steps=500, rng=rng)
@@ -76,9 +71,9 @@ def figure_langevin_dynamics_temperature_controls(options):
 
     fig, axes = sheet((10, 7), "An ensemble that starts evenly matches Boltzmann; one run at T = 0.1 stays in its well", 2, 2)
     for ax, (kT, exact, many, one) in zip(axes.flat, panels):
-        top = max(exact.max(), one.max())
-        ax.stairs(many, EDGES, fill=True, color=SKY, label=f"ensemble: error {total_variation(many, exact, EDGES):.2f}")
-        ax.stairs(one, EDGES, color=RED, lw=1.4, label=f"one run: error {total_variation(one, exact, EDGES):.2f}")
+        top, error = max(exact.max(), one.max()), lambda p: np.abs(p - exact).sum() * DX / 2
+        ax.stairs(many, EDGES, fill=True, color=SKY, label=f"ensemble: error {error(many):.2f}")
+        ax.stairs(one, EDGES, color=RED, lw=1.4, label=f"one run: error {error(one):.2f}")
         curves(ax, X, (exact, top * well), ("Boltzmann, Eq. 2", BLACK, "-"), ("V (scaled)", GREY, ":"))
         explain(ax, f"T = {kT:g}", "position x", "density", "upper center", 2, xlim=(-2, 2), ylim=(0, 1.5 * top))
     return fig
@@ -134,7 +129,7 @@ def figure_two_clocks(options):
     curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/(spectral gap of Eq. 3)", BLUE, "-"),
            ("half the first-passage time from −1 to 1", ORANGE, "--"), ("1/(2 × Kramers' rate)", GREEN, ":"),
            ("inside a well, as T → 0: 1/V'' = 1/8", PINK, "-"))
-    ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles, ± 2 s.e.")
+    ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles (± 2 s.e. are within the dot)")
     ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than 50 000 steps of 0.01: trapped")
     ax.secondary_xaxis("top").set_xticks((0.5, 1, 2, 10), ("T = 2", "1", "0.5", "T = 0.1"))
     explain(ax, None, "1/T", "relaxation time", (0.5, 0.14), yscale="log", xlim=(0.3, 10.2), ylim=(0.06, 5e4))
@@ -167,7 +162,7 @@ def lucky(alpha, p_risky, p_win, rng, n=40_000):
 
 def figure_three_calibers(options):
     """In a stochastic world "maximise the entropy over paths" has three answers; only the causal one keeps the odds.
-    The first two keep the lucky among random games, and gamble, as if luck were skill. Dots: so kept, of 40 000 games."""
+    The first two keep the lucky among random games, and gamble, as if luck were skill. Dots: 40 000 games, so kept."""
     alphas, few, rng = np.logspace(-0.7, 2, 120), np.array([1, 2, 5, 20, 80]), np.random.default_rng(0)
     values = np.array([three_calibers(alpha) for alpha in alphas])
     odds = (2 / 3, 1 / 2), (1 / 2, 0.1)                                     # P(risky), P(win): of three equal paths; true
@@ -178,7 +173,7 @@ def figure_three_calibers(options):
         curves(ax, alphas, rows, ("uniform over paths", RED, "--"), ("relative to the dynamics", ORANGE, "-."),
                ("causal: soft Bellman, SAC", BLUE, "-"))
         for y, color in zip(dots, (RED, ORANGE)):
-            ax.plot(few, y, "o", color=color, ms=6, label="dots: games kept for their return" if color == RED else None)
+            ax.plot(few, y, "o", color=color, ms=6, label="dots: games kept" if color == RED else None)
         explain(ax, title, "temperature α", "probability", "upper right", xscale="log", ylim=(0, 1.04))
     return fig
 
@@ -229,7 +224,8 @@ def observe(theta, theta_dot):
 
 
 def roll_out(agent, theta, theta_dot, n_steps=200):
-    """Angle, angular velocity, torque, reward (n_steps, 4, N) of the deterministic policy, from N starts at once."""
+    """Angle, angular velocity, torque, reward (n_steps, 4, N) of the deterministic policy, from N starts at once.
+    The sum of the rewards is what sac_numpy.evaluate gives, one by one."""
     steps = []
     for _ in range(n_steps):
         torque = agent.act(observe(theta, theta_dot), deterministic=True)[:, 0]
@@ -239,17 +235,12 @@ def roll_out(agent, theta, theta_dot, n_steps=200):
     return np.array(steps)
 
 
-def pendulum_returns(agent, theta, theta_dot):
-    """Returns (N,) of the deterministic policy from N starts; sac_numpy.evaluate gives the same, one by one."""
-    return roll_out(agent, theta, theta_dot)[:, 3].sum(axis=0)
-
-
 def _train_seed(seed, n_steps):
     """In a worker: train one seed -> agent, log; its "evaluations" (n, 100) are every EVALUATE_EVERY steps and at the end."""
     def progress(step, agent, log):
         """Evaluate now and then, and say so."""
         if step % EVALUATE_EVERY == 0 or step == n_steps:
-            log.setdefault("evaluations", []).append(pendulum_returns(agent, *held_out_starts()))
+            log.setdefault("evaluations", []).append(roll_out(agent, *held_out_starts())[:, 3].sum(axis=0))
             print(f"\rtraining seed {seed}: step {step} of {n_steps}    ", end="", file=sys.stderr, flush=True)
     return sac_numpy.train("Pendulum-v1", seed=seed, n_steps=n_steps, progress=progress)
 
@@ -257,6 +248,7 @@ def _train_seed(seed, n_steps):
 @functools.cache
 def trained(n_seeds, n_steps):
     """Agents and logs of seeds 0 … n_seeds − 1, trained in parallel processes, with a progress line."""
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(os.cpu_count(), n_seeds), initializer=signal.signal,
                              initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:             # Ctrl-C is the parent's
         try:
@@ -264,7 +256,7 @@ def trained(n_seeds, n_steps):
             results = {run: run.result() for run in as_completed(runs)}     # raises at once what a worker raises
             return [results[run] for run in runs]
         finally:
-            for worker in multiprocessing.active_children():                # whose work is done, or no longer wanted
+            for worker in set(multiprocessing.active_children()) - others:  # whose work is done, or no longer wanted
                 worker.kill()
             print(file=sys.stderr)
 
@@ -308,7 +300,7 @@ def figure_RL_training_log(options):
     entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", label=f"target H̄ = {agents[0].target_entropy}")
     explain(curve, f"Learning curve ({returns[:, 0].mean():.0f} before learning)", None, "mean return", ylim=(-400, -100))
     title = f"Regret: {interquartile_mean(last):.1f} at the end, worst seed {last.max():.1f}"
-    explain(regret, title, None, "optimum − mean return", yscale="log")
+    explain(regret, title, None, "optimum − mean return", yscale="log", ylim=(1, 2000))
     explain(entropy, "Entropy settles at its target", "environment steps", "nats, for a in (−1, 1)")
     explain(loss, "Losses and α", "environment steps", "units of reward", "lower left", yscale="log", ylim=(1e-3, 1e3))
     return fig
@@ -420,7 +412,7 @@ def figure_action_langevin(options):
         sampled = histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5])
         panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
 
-    title = f"Langevin driven by a trained critic samples its Boltzmann policy (α raised from {agent.alpha:.2g})"
+    title = f"Langevin driven by a trained critic samples its Boltzmann policy (its own α: {agent.alpha:.2g})"
     fig, axes = sheet((10, 4.5), title, 1, 2)
     for ax, (name, theta, speed, alpha, sampled, boltzmann, gauss) in zip(axes, panels):
         ax.stairs(sampled, a[::5], fill=True, color=SKY, alpha=0.7, label="Langevin in a: V = −Q, kT = α")

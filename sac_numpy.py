@@ -195,15 +195,16 @@ class SAC:
         check_settings(s)
         np.empty(2**24, np.uint8)       # once this is freed glibc keeps freed memory: hundreds of page faults less an update
         A = self.action_dim = len(self.low)
-        self.obs_dim, self.dtype, self.rng = obs_dim, np.dtype(dtype), np.random.default_rng(seed)
+        self.obs_dim, self.dtype, self.rng = int(obs_dim), np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
         self.critic = MLP((obs_dim + A, *s.hidden, 1), self.rng, copies=2, dtype=dtype, scale=s.q_scale)
         self.critic_target = MLP((obs_dim + A, *s.hidden, 1), self.rng, copies=2, dtype=dtype, scale=s.q_scale)
         self.critic_target.theta[:] = self.critic.theta
         self.log_alpha = np.array([math.log(s.alpha)])
         self.target_entropy = -A if s.target_entropy is None else s.target_entropy
-        if not -math.inf < self.target_entropy < A * math.log(2):
-            raise ValueError(f"target_entropy must be finite, below {A} log 2 (uniform actions), got {s.target_entropy}")
+        if not -math.inf < self.target_entropy < 0.683 * A:
+            raise ValueError(f"target_entropy must be finite, below {A} · 0.683, for no squashed Gaussian has more, got "
+                             f"{s.target_entropy}")
         self.optimisers = [Adam(theta, s.learning_rate) for theta in (self.critic.theta, self.actor.theta, self.log_alpha)]
 
     @property
@@ -354,7 +355,7 @@ def check_settings(s):
         value = getattr(s, name)
         if not math.isfinite(value) or value < 0 or (value == 0 and name != "random_steps"):
             raise ValueError(f"setting {name} must be a positive number, got {value}")
-        if name in whole and not isinstance(value, (int, np.integer)):
+        if name in whole and not isinstance(value, int):
             raise ValueError(f"setting {name} must be a whole number, got {value}")
     if not 0 <= s.gamma < 1 or s.tau > 1:
         raise ValueError(f"settings need 0 ≤ gamma < 1 and tau ≤ 1, got {s.gamma} and {s.tau}")
@@ -372,11 +373,9 @@ def check_finite(name, value):
 
 @contextmanager
 def environment(env):
-    """The gymnasium.Env that an id names, closed afterwards, or env itself.  ValueError if SAC cannot learn in it."""
-    try:
-        made = gym.make(env) if isinstance(env, str) else env
-    except Exception as error:
-        raise ValueError(f"cannot make the environment {env!r}: {error}") from None
+    """The gymnasium.Env that an id names, closed afterwards, or env itself.  ValueError if SAC cannot learn in it;
+    what gymnasium.make raises for an id it cannot make."""
+    made = gym.make(env) if isinstance(env, str) else env
     try:
         obs, action = made.observation_space, made.action_space
         if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
@@ -401,6 +400,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
     """
     if not isinstance(n_steps, (int, np.integer)) or n_steps <= settings.warmup:
         raise ValueError(f"n_steps must be a whole number above the {settings.warmup} steps of warm-up, got {n_steps}")
+    n_steps = int(n_steps)                                                  # a NumPy integer would make Adam float64
     log = {key: [] for key in ("step", "critic_loss", "actor_loss", "alpha", "entropy", "episode_step", "episode_return")}
     with environment(env) as env:
         box = env.action_space
@@ -546,8 +546,8 @@ def main():
         if args.save:
             if args.save.is_dir():
                 raise IsADirectoryError(f"cannot write {args.save}: it is a folder")
-            part = args.save.with_name(args.save.name + ".part")            # what agent.save will write first
-            part.touch(), part.unlink()                                     # better an error now than after training
+            part = args.save.with_name(args.save.name + ".part")            # what agent.save will write first:
+            open(part, "xb").close(), part.unlink()                         # better an error now than after training
         if args.load is not None:
             agent = SAC.load(args.load)
         else:
