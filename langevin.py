@@ -215,7 +215,7 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     """
     _check_positive(kT=kT, gamma=gamma)
     if not (a < b and np.isfinite(1e12 * (b - a))):
-        raise ValueError(f"b must lie to the right of a, both finite, got a = {a}, b = {b}")
+        raise ValueError(f"b must lie to the right of a, by less than 1e296, got a = {a}, b = {b}")
     left = a - (b - a) * np.append(np.geomspace(1e12, 1e-6, 200_001), 0)    # far out e^{−V/kT} is negligible
     inside = np.linspace(a, b, 20_001)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):

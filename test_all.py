@@ -244,7 +244,7 @@ passage = lambda V=L.double_well, a=-1.0, kT=1.0, gamma=1.0: L.mean_first_passag
     (evolve, "V", "V must hold finite", ([[0, 0]], [1], [0, np.inf])), (evolve, "p0", "p0 must hold", [[1, np.nan]]),
     (evolve, "p0", "p0 must be a density", ([0.5, 0.3, 0.2], [2, -1], [0.5, 0.5001])),
     (evolve, "times", "times must be", (1, [[1]], [2, 1], [-1], [1, np.nan])), (passage, "V", "V must grow", [np.cbrt]),
-    (passage, "a", "b must lie to the right", [1.0, 2.0]),
+    (passage, "a", "b must lie to the right", [1.0, 2.0, -1e300, -np.inf]),
 ] for name in names.split() for bad in values])
 def test_bad_input_is_refused_before_a_number_is_drawn_and_a_step_that_blows_up_names_dt(call, wrong, message):
     """With what was wrong, and what is accepted; rng is None.  The quartic well explodes beyond |x| = 1/√(2dt)."""
