@@ -1077,7 +1077,7 @@ def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
 def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
     """C12: H falls from about log 2, the most a density on [−1, 1] can have, to H̄ = −1: no special role for 0."""
     _, log = pendulum
-    assert log["entropy"][0] > 0 and abs(log["entropy"][-1000:].mean() + 1) < 0.1
+    assert log["entropy"][:100].max() > 0 and abs(log["entropy"][-3000:].mean() + 1) < 0.1
 
 def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendulum, monkeypatch):
     """C17: on the states that it visited, its Q follows the exact soft Q, and its torque mostly has the right sign."""
@@ -1107,8 +1107,8 @@ def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_a_trained_critic_
         theta = np.linspace(-np.pi, np.pi, 61)[round((theta + np.pi) / (np.pi / 30))]
         (a, pi), gauss = ax.lines[0].get_data(), ax.lines[1].get_ydata()
         obs = np.tile([np.cos(theta), np.sin(theta), omega], (a.size, 1))
-        Q = pendulum[0].critic.forward(np.column_stack((obs, a)))[0][..., 0].min(axis=0)
-        assert abs(np.polyfit(Q, np.log(pi), 1)[0] * alpha - 1) < 0.05 and np.corrcoef(Q, np.log(pi))[0, 1] > 1 - 1e-9
+        Q = pendulum[0].critic.forward(np.column_stack((obs, a)).astype(np.float32))[0][..., 0].min(axis=0)
+        assert abs(np.polyfit(Q, np.log(pi), 1)[0] * alpha - 1) < 0.05 and np.corrcoef(Q, np.log(pi))[0, 1] > 1 - 1e-6
         valley, mode = pi.argmin(), gauss.argmax()
         low, high = (pi[valley], min(pi[:valley].max(), pi[valley:].max())) if peaks == 2 else (max(pi[[0, -1]]), pi.max())
         assert near(np.log(high / low), 4, 1e-6), "α is a quarter of the depth or the height"
@@ -1116,7 +1116,10 @@ def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_a_trained_critic_
         drawn, bins = ax.patches[0].get_data().values, (pi[:-1] + pi[1:]).reshape(-1, 5).mean(axis=1) / 2
         width = np.diff(a[::5])
         assert np.abs(drawn - bins) @ width / 2 < 2 * np.sum(np.sqrt(2 / np.pi * bins * width / 5000)) / 2
-        assert near([p @ np.gradient(a) for p in (pi, gauss)], 1, 0.01)
+        assert near(pi @ np.gradient(a), 1, 0.01)
+        u, seen = np.arctanh(a), gauss > 1e-99
+        c, b, rest = np.polyfit(u[seen], np.log((gauss * (1 - a * a))[seen]), 2)            # −1/2σ², μ/σ²
+        assert near(rest, b * b / (4 * c) + np.log(-c / np.pi) / 2, 1e-6), "over u it is a normalised Gaussian"
 
 def test_the_training_figure_prints_and_draws_the_regret_of_each_seed(monkeypatch, capsys):
     """Made up: seed k loses 100, then 10 everywhere, at last 2k at 90 starts and 50 at ten; of 230 updates 200 are drawn."""
