@@ -129,7 +129,7 @@ def figure_two_clocks(options):
     curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/(spectral gap of Eq. 3)", BLUE, "-"),
            ("half the first-passage time from −1 to 1", ORANGE, "--"), ("1/(2 × Kramers' rate)", GREEN, ":"),
            ("inside a well, as T → 0: 1/V'' = 1/8", PINK, "-"))
-    ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles (± 2 s.e. are within the dot)")
+    ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles (± 2 s.e. within the dot)")
     ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than 50 000 steps of 0.01: trapped")
     ax.secondary_xaxis("top").set_xticks((0.5, 1, 2, 10), ("T = 2", "1", "0.5", "T = 0.1"))
     explain(ax, None, "1/T", "relaxation time", (0.5, 0.14), yscale="log", xlim=(0.3, 10.2), ylim=(0.06, 5e4))
@@ -294,7 +294,7 @@ def figure_RL_training_log(options):
     curve.axhline(best, color=BLACK, ls="--", label=f"exact optimum, {best:.1f}")
     curve.axhspan(-300, -150, color=ORANGE, alpha=0.15, lw=0, label="the chapter's “well trained”")
     for key, name, color in (("entropy", "entropy of π", GREEN), ("actor_loss", "actor loss, ≈ −V", BLUE),
-                             ("critic_loss", "critic loss (squared)", PINK), ("alpha", "temperature α", ORANGE)):
+                             ("critic_loss", "critic losses, summed (squared)", PINK), ("alpha", "temperature α", ORANGE)):
         ax = entropy if key == "entropy" else loss
         ax.plot(blocks("step"), blocks(key), color=color, lw=0.9)[0].set_label(name)
     entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", label=f"target H̄ = {agents[0].target_entropy}")
@@ -433,14 +433,14 @@ def overestimation(alphas, n_draws=50_000):
 
 
 def figure_overestimation(options):
-    """The soft maximum overestimates more than the hard one; what noise adds shrinks as α grows (for equal actions),
+    """The soft maximum lies above the hard one; what noise adds is less, and shrinks as α grows (for equal actions),
     and with two critics. Theory: E[max of 10 normal numbers] = 1.53875; for large α noise adds (1 − 1/10)/2α, to the
     average twice that; the smaller of two tends to −1/√π, too low."""
     alphas = np.logspace(-1.3, 0.8, 22)
     rows = overestimation(alphas)
     theory = 0 * alphas + 1.53875, *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
 
-    fig, ax = sheet((9, 5), "The soft maximum overestimates more than the hard one; two critics overestimate less")
+    fig, ax = sheet((9, 5), "The soft max lies above the hard one, though noise adds less to it; two critics overestimate less")
     curves(ax, alphas, [*rows, 0 * alphas, *theory], ("hard max", ORANGE, "-"), ("soft max, Eq. 16", RED, "-"),
            ("soft max less its noise-free value α log 10", GREEN, "--"), ("Boltzmann average Σ π Q", PINK, "-."),
            ("Boltzmann average of the smaller of two critics", BLUE, "-"), ("truth", BLACK, "-"),

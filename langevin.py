@@ -45,13 +45,13 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
     method  "euler_maruyama"        the textbook step; where it settles is wrong by O(dt)
             "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
                                     two successive noises, so steps are not independent (without a force the variance
-                                    is 2D(t − dt/2), not 2Dt): record a run that is one call, for in calls of m steps
-                                    each it settles, for small dt, at kT (1 − 1/2m), at m = 1 half the temperature
+                                    is 2D(t − dt/2), not 2Dt).  Use one long call, with record_every: each call draws
+                                    a new first noise, and calls of m steps settle, for small dt, at kT (1 − 1/2m)
             "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): settles at
                                     Eq. 2 for every dt, but for a large one hardly a step is accepted; needs V
 
-    ValueError for input that cannot be simulated; FloatingPointError, naming dt, once a position is not finite (too large
-    a dt in a spring, k dt/γ > 2, takes up to thousands of steps to get there).
+    ValueError for input that cannot be simulated; FloatingPointError, naming dt, once a position is not finite (in a
+    spring k dt/γ > 2 is too large, but just above 2 it takes very many steps to get there).
     """
     x = np.array(x0, dtype=float)
     _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every)

@@ -142,7 +142,10 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
 
 @dataclass(frozen=True)
 class MDP:
-    """reward (S, A);  successor (S, A, K), indices of states;  probability (S, A, K), of sum 1 over K;  0 ≤ gamma ≤ 1."""
+    """reward (S, A);  successor (S, A, K), indices of states;  probability (S, A, K), of sum 1 over K;  0 ≤ gamma ≤ 1.
+
+    No state is terminal: one that leads to itself goes on earning entropy, α log A a step, unless its reward is −α log A.
+    """
     reward: np.ndarray
     successor: np.ndarray
     probability: np.ndarray
@@ -303,7 +306,8 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
 
     Actions a = torque/2 in [−1, 1], the frame in which SAC measures entropy: spacing "tanh" puts the nodes at tanh u,
     |u| ≤ 6, with weights da = sech² u du, and so resolves the layers of width α/|∂Q/∂a| at the bounds that a "uniform"
-    grid (bounds included, equal weights) mis-integrates.  "uniform" is for α = 0.
+    grid (bounds included, equal weights) mis-integrates.  "uniform" is for α = 0.  Pass log_base to every function that
+    takes one: otherwise nodes are counted, and they crowd at the bounds.
     """
     if spacing not in ("tanh", "uniform") or min(n_theta, n_theta_dot, n_a) < 2:
         raise ValueError(f"spacing must be 'tanh' or 'uniform', and each number of nodes at least 2, got {spacing!r} and "

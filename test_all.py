@@ -486,19 +486,21 @@ def exact_pendulum(alpha):                                                  # θ
     _, V, pi = M.soft_value_iteration(mdp, alpha, mdp.log_base, tol=0.01)
     return *np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij"), *np.reshape((V, pi @ mdp.a), (2, len(mdp.theta), -1))
 
-def test_the_exact_torque_saturates_on_most_of_the_grid_and_near_upright_follows_mostly_the_angle():
-    """C16: it is α that makes it smooth. C14: left alone the pendulum falls as θ + ω/√15 says; torque opposes that."""
+def test_the_exact_torque_saturates_on_most_of_the_grid_and_near_upright_opposes_the_fall():
+    """C16: it is α that makes it smooth. C14: left alone the pendulum falls as θ + ω/√15 says; ω alone decides at θ ≈ 0."""
     hard, soft = (np.mean(np.abs(exact_pendulum(alpha)[3]) > 0.99) for alpha in (0, 0.2))
-    theta, omega, _, u = (x[37:65, 31:50] for x in exact_pendulum(0.2))     # |θ| < 0.9, |ω| < 2
-    both, angle, velocity = (np.mean(u * x < 0) for x in (theta + omega / np.sqrt(15), theta, omega))
-    assert hard > 0.8 and soft < 0.1 and both > 0.95 and both - 0.1 > angle > velocity
+    theta, omega, _, u = (x[37:64, 31:50] for x in exact_pendulum(0.2))     # |θ| < 0.9, |ω| < 2
+    fall, velocity = (u * x < 0 for x in (theta + omega / np.sqrt(15), omega))
+    assert hard > 0.8 and soft < 0.1 and fall.mean() > 0.95
+    assert velocity.mean() < 0.7 and velocity[np.abs(theta) < 0.1].mean() > 0.9
 
 def test_value_is_mirror_symmetric_and_follows_mechanical_energy_not_the_distance_from_the_goal():
-    """C15: correlations over the grid; hanging at rest is worst, though hanging at ω = 6 is farther away."""
+    """C15: correlations over the grid, or where |ω| ≤ 2; hanging at rest is worst, though hanging at ω = 6 is farther."""
     theta, omega, V, u = exact_pendulum(0.2)
-    mirror, of = lambda x: np.roll(x[::-1, ::-1], 1, axis=0), lambda x: np.corrcoef(V.ravel(), x.ravel())[0, 1]
+    mirror, distance, slow = lambda x: np.roll(x[::-1, ::-1], 1, axis=0), theta**2 + 0.1 * omega**2, np.abs(omega) <= 2
+    of = lambda x, where=omega < 9: np.corrcoef(V[where], x[where])[0, 1]
     assert near(mirror(V), V, 1e-8) and near(mirror(u), -u, 1e-8)
-    assert of(-np.abs(omega**2 / 6 + 5 * (np.cos(theta) - 1))) > 0.7 and of(-(theta**2 + 0.1 * omega**2)) < 0.3
+    assert of(-np.abs(omega**2 / 6 + 5 * (np.cos(theta) - 1))) > 0.7 and of(-distance) < 0.3 and of(-distance, slow) > 0.8
     assert V.min() == V[0, 40] < V[0, 70] - 100 and V.max() == V[48:53, 39:42].max()
 
 def total_return(policy, theta, omega, total=0.0):
@@ -1248,7 +1250,7 @@ def test_every_name_in_the_readme_exists():
     assert "pytest test_all.py" in README
 
 def test_what_is_quoted_and_not_tested_says_so_and_names_its_source():
-    """C18: whether SAC beats PPO and DDPG is beyond this project."""
+    """C18: whether SAC matches or beats PPO and DDPG is beyond this project."""
     assert "quoted, not tested" in next(row for row in ROWS if row[0] == "C18")[2] and "huggingface.co/sb3" in README
 
 def test_the_line_counts_in_the_readme_are_right():
