@@ -52,11 +52,7 @@ EDGES = np.linspace(-2.6, 2.6, 105)
 X, DX = (EDGES[1:] + EDGES[:-1]) / 2, EDGES[1] - EDGES[0]
 V = langevin.double_well(X)
 simulate_wells = functools.partial(langevin.simulate, grad_V=langevin.double_well_gradient)
-
-
-def histogram(x, edges):
-    """Density of the samples on the bins."""
-    return np.histogram(x, edges)[0] / (len(x) * np.diff(edges))
+histogram = functools.partial(np.histogram, density=True)
 
 
 def figure_langevin_dynamics_temperature_controls(options):
@@ -67,7 +63,7 @@ def figure_langevin_dynamics_temperature_controls(options):
     for kT in (0.1, 0.5, 1.0, 2.0):
         many = simulate_wells(rng.uniform(-2, 2, 20_000), kT=kT, dt=0.01, n_steps=500, rng=rng)
         one = simulate_wells([0.5], kT=kT, dt=0.01, n_steps=50_000, rng=rng, record_every=10)[1000:, 0]
-        panels.append((kT, langevin.boltzmann_density(V, DX, kT), histogram(many, EDGES), histogram(one, EDGES)))
+        panels.append((kT, langevin.boltzmann_density(V, DX, kT), *(histogram(x, EDGES)[0] for x in (many, one))))
 
     fig, axes = sheet((10, 7), "An ensemble that starts evenly matches Boltzmann; one run at T = 0.1 stays in its well", 2, 2)
     for ax, (kT, exact, many, one) in zip(axes.flat, panels):
@@ -89,7 +85,7 @@ def figure_fokker_planck(options):
     shown, particles, x = slice(6, None, 6), [], rng.normal(1, 0.15, 10_000)
     for n_steps in np.diff(np.round(times[shown] / dt).astype(int), prepend=0):
         x = simulate_wells(x, kT=kT, dt=dt, n_steps=n_steps, rng=rng, method="euler_maruyama")
-        particles.append((p := histogram(x, EDGES), langevin.free_energy(p, V, DX, kT)))
+        particles.append((p := histogram(x, EDGES)[0], langevin.free_energy(p, V, DX, kT)))
 
     fig, (left, right) = sheet((10, 4.3), "Fokker–Planck (lines) and 10 000 particles (dots) relax together", 1, 2)
     for t, exact, (p, F_p), color in zip(times[shown], densities[shown], particles, (RED, ORANGE, GREEN, SKY, BLUE)):
@@ -101,13 +97,6 @@ def figure_fokker_planck(options):
     explain(left, "density p(x, t), Eq. 3", "position x", "probability density", xlim=(-2, 2))
     explain(right, "the free energy never rises", "time t", "free energy", xscale="log")
     return fig
-
-
-def relaxation_time(x, t):
-    """Time in which the mean of x (2, N), positions at two times t apart, falls by a factor e, and its standard error."""
-    decay = np.log(x[0].mean() / x[1].mean())
-    early, late = x / x.mean(axis=1, keepdims=True)                         # to first order the decay varies like early − late
-    return t / decay, t / decay**2 * (early - late).std() / np.sqrt(x.shape[1])
 
 
 def figure_two_clocks(options):
@@ -122,14 +111,14 @@ def figure_two_clocks(options):
     for kT in (1.0, 0.5, 1 / 3, 0.25, 0.2):
         half = round(np.interp(1 / kT, inverse_T, np.array(theory)[:, 0]) / 2 / 0.02)
         x = simulate_wells(np.ones(10_000), kT=kT, dt=0.02, n_steps=2 * half, rng=rng, record_every=half)
-        tau, error = relaxation_time(x, 0.02 * half)                        # over half the expected one
-        simulated.append((1 / kT, tau, 2 * error))
+        early, late = x.mean(axis=1)                                        # about half a relaxation time apart
+        simulated.append((1 / kT, 0.02 * half / np.log(early / late)))
 
     fig, ax = sheet((9, 5), "Two clocks: inside a well relaxation is fast, between the wells it takes exp(1/T)")
     curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/(spectral gap of Eq. 3)", BLUE, "-"),
            ("half the first-passage time from −1 to 1", ORANGE, "--"), ("1/(2 × Kramers' rate)", GREEN, ":"),
            ("inside a well, as T → 0: 1/V'' = 1/8", PINK, "-"))
-    ax.errorbar(*np.transpose(simulated), fmt="o", color=BLACK, capsize=3, label="10 000 particles (± 2 s.e. within the dot)")
+    ax.plot(*np.transpose(simulated), "o", color=BLACK, label="10 000 particles (standard error 4 %)")
     ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than 50 000 steps of 0.01: trapped")
     ax.secondary_xaxis("top").set_xticks((0.5, 1, 2, 10), ("T = 2", "1", "0.5", "T = 0.1"))
     explain(ax, None, "1/T", "relaxation time", (0.5, 0.14), yscale="log", xlim=(0.3, 10.2), ylim=(0.06, 5e4))
@@ -349,12 +338,6 @@ def figure_policy_and_Q(options):
     return fig
 
 
-def fold(x):
-    """The line folded onto [−1, 1] by reflection at both ends, and the direction ±1 of the fold there."""
-    phase = (x + 1) % 4
-    return 1 - np.abs(phase - 2), np.where(phase < 2, 1.0, -1.0)
-
-
 def best_squashed_gaussian(Q, alpha):
     """μ, log σ and value of the tanh-Gaussian that minimises Eq. 20, α E[log π] − E[Q(a)], Q a function on [−1, 1].
     A search on a grid, refined five times: the actor loss has several minima, and gradients would find only one."""
@@ -372,17 +355,16 @@ def best_squashed_gaussian(Q, alpha):
 
 def sample_actions(a, Q, dQ_da, alpha, n=5000):
     """Langevin dynamics of n actions at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds ±1.
-    Q, dQ_da: values and slopes on the nodes a (A,).  A step is 0.45 of the width α/|∂Q/∂a| on which exp(Q/α) changes,
+    Q, dQ_da: values and slopes on nodes −1 < a < 1 (A,).  A step is 0.45 of the width α/|∂Q/∂a| on which exp(Q/α) changes,
     with the root mean square of ∂Q/∂a under the policy.  Valleys of up to four α are crossed often enough; a deeper one
     takes exp(depth/α), as for T = 0.1. A rare peak much steeper than that mean comes out too small: it needs a smaller dt."""
-    def minus_gradient(x):
-        y, direction = fold(x)
-        return -direction * np.interp(y, a, dQ_da)
+    nodes, slopes = np.append(a, 2 - a), np.append(dQ_da, -dQ_da)           # beyond a bound its mirror image; period 4
+    minus_gradient = lambda x: -np.interp(x, nodes, slopes, period=4)
     rng, dt = np.random.default_rng(0), 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ dQ_da**2)
     x = rng.uniform(-1, 1, n)
     for kT in (2 * alpha, alpha):                                           # first hot; each for ten diffusion times 1/kT
         x = langevin.simulate(x, minus_gradient, kT=kT, dt=dt, n_steps=int(10 / kT / dt), rng=rng)
-    return fold(x)[0]
+    return 1 - np.abs((x + 1) % 4 - 2)                                      # folded back onto [−1, 1]
 
 
 def figure_action_langevin(options):
@@ -409,7 +391,7 @@ def figure_action_langevin(options):
             if log_std < np.log(0.7):                                       # wider ones can have two peaks
                 break
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
-        sampled = histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5])
+        sampled, _ = histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5])
         panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
 
     title = f"Langevin driven by a trained critic samples its Boltzmann policy (its own α: {agent.alpha:.2g})"

@@ -24,7 +24,7 @@ import math
 import sys
 import time
 import timeit
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -375,18 +375,13 @@ def check_finite(name, value):
 def environment(env):
     """The gymnasium.Env that an id names, closed afterwards, or env itself.  ValueError if SAC cannot learn in it;
     what gymnasium.make raises for an id it cannot make."""
-    made = gym.make(env) if isinstance(env, str) else env
-    try:
-        obs, action = made.observation_space, made.action_space
+    with gym.make(env) if isinstance(env, str) else nullcontext(env) as env:
+        obs, action = env.observation_space, env.action_space
         if not isinstance(obs, gym.spaces.Box) or len(obs.shape) != 1:
             raise ValueError(f"observations must be a flat Box, of shape (n,), got {obs}")
-        if (not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not action.is_bounded()
-                or not np.issubdtype(action.dtype, np.floating)):
+        if not isinstance(action, gym.spaces.Box) or len(action.shape) != 1 or not np.issubdtype(action.dtype, np.floating):
             raise ValueError(f"actions must be a flat Box of floats with finite bounds, got {action}")
-        yield made
-    finally:
-        if made is not env:
-            made.close()
+        yield env
 
 
 def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):

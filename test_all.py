@@ -101,13 +101,10 @@ def test_boltzmann_density_is_normalised_gaussian_in_a_spring_and_blind_to_a_shi
     assert np.allclose(L.boltzmann_density(1e7 * WELL, DX, 1e-3), np.isclose(WELL, 0) / (2 * DX))
 
 def test_entropy_rises_with_temperature_while_the_mean_square_position_falls_and_rises():
-    """C2: dH/dT = Var(V)/T³ > 0 with H = (E[V] − F)/T."""
+    """C2; that dH/dT = Var(V)/T³ is shown with Eq. 17."""
     x, dx = np.linspace(-4, 4, 801, retstep=True)
-    V, T, p = L.double_well(x), (0.1, 0.25, 0.5, 1.0, 2.0), lambda T: L.boltzmann_density(V, dx, T) * dx
-    H = lambda T: (V @ p(T) - L.free_energy(p(T) / dx, V, dx, T)) / T
-    assert (np.diff([H(t) for t in T]) > 0).all() and [*np.sign(np.diff([x**2 @ p(t) for t in T]))] == [-1, -1, -1, 1]
-    for t in T:
-        assert np.isclose((H(t + 1e-5) - H(t - 1e-5)) / 2e-5, (V**2 @ p(t) - (V @ p(t)) ** 2) / t**3, rtol=1e-5)
+    p = np.array([L.boltzmann_density(L.double_well(x), dx, T) * dx for T in (0.1, 0.25, 0.5, 1.0, 2.0)])
+    assert (np.diff(M.entropy(p)) > 0).all() and [*np.sign(np.diff(p @ x**2))] == [-1, -1, -1, 1]
 
 @pytest.mark.parametrize("n", [2, 21, 201])
 def test_generator_keeps_mass_and_sign_and_rests_exactly_at_boltzmann_on_every_grid(n):
@@ -815,7 +812,7 @@ POSITIVE = "tau batch_size learning_rate final_learning_rate warmup hold alpha q
     ("whole number .* 50 steps .* {}", lambda n: S.train(Toy(), SMALL, n_steps=n), [(50,), (60.5,), (inf,), (nan,)]),
     ("{}s must be a flat Box", lambda name, space: S.train(Toy(**{f"{name}_space": space}), SMALL, n_steps=60), [
         *itertools.product(("action", "observation"), (gym.spaces.Discrete(3), Box(-1, 1, (2, 2)))),
-        ("action", Box(0, inf, (1,))), ("action", Box(-1, 1, (1,), int))]),
+        ("action", Box(-1, 1, (1,), int))]),
     (r"must have shape \(3,\) or \(N, 3\), got", lambda *shape: AGENT.act(np.zeros(shape)), [(4,), (5, 2), (1, 1, 3)])])
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")                     # on purpose: numbers that overflow
@@ -914,7 +911,7 @@ def command(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("words, env, message", [
     ("--steps 50", Toy(), "n_steps must"), ("--env Nil-v0", None, ".*Nil"), ("--save no/a.npz", None, ".*No such.*no/a"),
-    ("", Toy(action_space=gym.spaces.Discrete(3)), "Box"), ("--save .", Toy(), ".*cannot write .: it is a folder"),
+    ("", Toy(action_space=Box(0, inf, (1,))), ".*need finite bounds"), ("--save .", Toy(), ".*cannot write .: it is a folder"),
     ("--save text/a.npz", Toy(), "Not.*text"),
     ("--save mine", Toy(), ".*exists.*'mine.part'"), (f"--save {252 * 'x'}", Toy(), "too long"), ("--load no", None, "'no'"),
     ("--load text", None, "not a whole file"), ("--load other.npz", Toy(), "of another environment"),
@@ -984,15 +981,14 @@ def pendulum():
     """One agent with the default settings, after 6000 steps."""
     return S.train("Pendulum-v1", seed=0, n_steps=6000)
 
-@pytest.mark.parametrize("alpha, peaks, tilt", ((0.3, 1, 0.15), (0.5, 0, 1.0)))
+@pytest.mark.parametrize("alpha, peaks, tilt", ((0.3, 1, 0.15), (0.5, 0.3, 1.5)))
 def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha, peaks, tilt):
     """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α.  Two unequal peaks; and a slope
     that presses the actions against a bound, where they must be reflected."""
-    a = np.linspace(-1, 1, 2001)
+    a = np.linspace(-0.9999, 0.9999, 2001)
     Q, dQ_da = peaks * TWO_PEAKS(a) + tilt * a, -4 * peaks * a / 0.36 * (a**2 / 0.36 - 1) + tilt
     x = F.sample_actions(a, Q, dQ_da, alpha, n=6000)
     assert np.abs(x).max() <= 1 and chi_square(x, M.boltzmann_policy(Q, alpha), a) < 4
-    assert near(F.fold(a)[0], a, 1e-12), "between the bounds nothing is folded"
 
 def test_the_squashed_gaussian_commits_to_one_mode_below_the_critical_temperature():
     """C8: for a Q with two peaks the best tanh-Gaussian is centred above α = 0.2998, where a one-sided one is as good, and
@@ -1035,10 +1031,9 @@ def test_in_the_figure_of_fokker_planck_the_dots_follow_the_lines_and_the_free_e
     """Eq. 3 at kT = 0.5 from N(1, 0.15²), and F[p] = E[V] + kT E[log p] of what is drawn, also of the dots."""
     left, right = F.figure_fokker_planck(None).axes
     x, wells, start = F.X, L.double_well(F.X), gaussian(F.X, 1, 0.15**2)
-    energy = lambda p: np.sum(p * (wells + 0.5 * np.log(np.where(p > 0, p, 1)))) * F.DX
     for line, dots, point in zip(left.lines[0:10:2], left.lines[1:10:2], right.lines):
         (t,), (F_dots,), p = *point.get_data(), dots.get_ydata()
-        assert line.get_label() == f"t = {t:g}" and np.isclose(F_dots, energy(p), rtol=1e-9)
+        assert line.get_label() == f"t = {t:g}" and np.isclose(F_dots, L.free_energy(p, wells, F.DX, 0.5))
         assert chi_square(np.repeat(x, np.round(p * F.DX * 10_000).astype(int)), line.get_ydata(), x) < 4
         assert near(line.get_ydata(), modes(wells, F.DX, 0.5, start, [t])[1][0], 1e-8)
     rest, (falling, lowest) = np.exp(-wells / 0.5), (line.get_ydata() for line in right.lines[5:])
@@ -1046,26 +1041,15 @@ def test_in_the_figure_of_fokker_planck_the_dots_follow_the_lines_and_the_free_e
     assert near(lowest, -0.5 * np.log(rest.sum() * F.DX), 1e-12)
     assert (np.diff(falling) < 0).all() and falling[-1] - lowest[0] < 1e-3
 
-def test_in_the_figure_of_two_clocks_simulation_meets_the_spectral_gap_and_cold_theories_meet_each_other(monkeypatch):
-    """C1.  Bars are two standard errors; at T = 0.1 the grid (dx = 0.05) shifts the gap by < 1 %, and Kramers errs by O(T)."""
-    errors, measure = [], F.relaxation_time
-    monkeypatch.setattr(F, "relaxation_time", lambda x, t: errors.append(measure(x, t)[1]) or measure(x, t))
-    ax = F.figure_two_clocks(None).axes[0]
-    inverse_T, (gap, passage, kramers, well) = ax.lines[0].get_xdata(), (line.get_ydata() for line in ax.lines[:4])
-    points, _, (bars,) = ax.containers[0].lines
-    (x, y), lengths = points.get_data(), np.ptp(bars.get_segments(), axis=1)[:, 1]
-    assert (np.abs(y - np.interp(x, inverse_T, gap)) < lengths).all() and len(x) == 5
-    assert near(lengths, np.multiply(4, errors), 1e-9)
+def test_in_the_figure_of_two_clocks_simulation_meets_the_spectral_gap_and_cold_theories_meet_each_other():
+    """C1.  The mean at τ/2 and τ gives τ to √(e² − e)/100/½ = 4.3 %: 10 000 particles near ±1, with that correlation.
+    At T = 0.1 the grid (dx = 0.05) shifts the gap by < 1 %, and Kramers errs by O(T)."""
+    gap, passage, kramers, well, particles = F.figure_two_clocks(None).axes[0].lines[:5]
+    inverse_T, (x, tau) = gap.get_xdata(), particles.get_data()
+    gap, passage, kramers, well = (line.get_ydata() for line in (gap, passage, kramers, well))
+    assert (np.abs(tau / np.interp(x, inverse_T, gap) - 1) < 4 * 0.043).all() and len(x) == 5
     assert inverse_T[-1] == 10 and abs(gap[-1] / passage[-1] - 1) < 0.01 and abs(kramers[-1] / passage[-1] - 1) < 0.1
     assert (well == 1 / L.double_well_curvature(1)).all()
-
-def test_a_relaxation_time_scatters_around_the_true_one_by_the_standard_error_that_it_states():
-    """A thousand samples of a thousand pairs, of means 2 and 1, t = 3 apart: 3/log 2, with a bias of second order."""
-    early = rng().normal(2, 1, (1000, 1000))
-    late = early + np.random.default_rng(1).normal(-1, 0.5, (1000, 1000))
-    tau, error = np.transpose([F.relaxation_time(np.stack(pair), 3.0) for pair in zip(early, late)])
-    assert abs(tau.mean() - 3 / np.log(2)) < 4 * tau.std() / np.sqrt(1000) + 2 * tau.var() / tau.mean()
-    assert abs(error.mean() / tau.std() - 1) < 4 / np.sqrt(2 * 1000)
 
 def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
     """C4, Eq. 8: safe pays 1, risky 4 with chance 0.1; only the causal reading keeps that chance, P = 1/(1 + exp(1 − 0.4))."""
