@@ -130,15 +130,10 @@ def figure_two_clocks(options):
 def three_calibers(alpha):
     """P(risky) and the believed P(win | risky) under three readings of Eq. 8; risky pays 4 with chance 0.1, safe 1.
     Rows: uniform base measure over paths; that of the true dynamics; causal (Eq. 14–17, the dynamics held fixed)."""
-    mdp = maxent.MDP(reward=np.array([[0.0, 0.0], [1.0, 1.0], [4.0, 4.0], [0.0, 0.0]]),     # start, safe, win, lose
-                     successor=np.array([[[1, 1], [2, 3]]] + [[[s, s], [s, s]] for s in (1, 2, 3)]),
-                     probability=np.array([[[1.0, 0.0], [0.1, 0.9]]] + 3 * [[[1.0, 0.0], [1.0, 0.0]]]), gamma=1.0)
-    paths, returns, log_p = maxent.enumerate_paths(mdp, start=0, horizon=2)
-    risky, win = paths[:, 1] == 1, paths[:, 2] == 2
-    uniform, relative = (maxent.boltzmann_policy(returns, alpha, base) for base in (0.0, log_p))    # Eq. 8 with λ = 1/α
-    V = maxent.soft_value(maxent.soft_backup(mdp, np.zeros(4)), alpha)
-    causal = maxent.boltzmann_policy(maxent.soft_backup(mdp, V), alpha)[0, 1]
-    return np.array([(P[risky].sum(), P[win].sum() / P[risky].sum()) for P in (uniform, relative)] + [(causal, 0.1)])
+    returns, log_p = np.array([1.0, 4.0, 0.0]), np.log([1.0, 0.1, 0.9])     # the paths: safe; risky and won; risky and lost
+    laws = (maxent.boltzmann_policy(returns, alpha, log_base) for log_base in (0.0, log_p))         # Eq. 8 with λ = 1/α
+    causal = maxent.boltzmann_policy([1.0, 0.1 * 4], alpha)[1]              # Eq. 17, with Q = E[return] for risky: Eq. 14
+    return np.array([(win + lose, win / (win + lose)) for _, win, lose in laws] + [(causal, 0.1)])
 
 
 def lucky(alpha, p_risky, p_win, rng, n=40_000):
