@@ -39,7 +39,8 @@ def double_well_curvature(x):
 def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_matthews", V=None, record_every=None):
     """Positions after n_steps of Eq. 1, dx = −V'/γ dt + √(2D) dW, for all particles at once.
 
-    x0: (N,) -> (N,), or (n_steps // record_every, N) with every record_every-th position.
+    x0: (N,) -> (N,), or (n_steps // record_every, N) with every record_every-th position.  grad_V, V: functions of x that
+    return a new array (N,).
     The chapter writes the drift as −V', which is right for γ = 1 only: otherwise it settles at exp(−γV/kT).
 
     method  "euler_maruyama"        the textbook step; where it settles is wrong by O(dt)
@@ -120,7 +121,7 @@ def _check_grid(V, name="V", **positive):
     V = np.asarray(V, dtype=float)
     _check_positive(**positive)
     if V.ndim != 1 or len(V) < 2 or not np.isfinite(V).all():
-        raise ValueError(f"{name} must hold finite values on a one-dimensional grid of two points or more, got shape {V.shape}")
+        raise ValueError(f"{name} must hold finite values on a one-dimensional grid of two points or more, got {V}")
     return V
 
 
@@ -209,8 +210,9 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
 
     V: a function of arrays, which must grow to the left so fast that next to nothing of Z lies beyond 1e11 (b − a), or the
     mean may not exist (ValueError); 2 kT log|x| just does if a well at a is no wider than b − a.  A wall is V = +inf, and
-    whatever lies to the left of it is never met.  Relative error up to (h V'/kT)²/6, h = (b − a)/20 000 or, left of a,
-    (a − x)/4800; a wall may be h/2 off; a well left of a is seen if it is wider than a thousandth of its distance.
+    whatever lies to the left of it is never met; a pole as of 1/x² is none: write np.where(x > 0, 1/x**2, np.inf).
+    Relative error up to (h V'/kT)²/6, h = (b − a)/20 000 or, left of a, (a − x)/4800; a wall may be h/2 off; a well left
+    of a is seen if it is wider than a thousandth of its distance.
     Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)
@@ -260,11 +262,11 @@ def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
 def main():
     """Print theory beside simulation for Eq. 1–3."""
     rng = np.random.default_rng(0)
-    print("Eq. 1   V = x²/2 with friction γ = 2, kT = 1, dt = 0.4: variance after t = 20, ± one standard error")
+    print("Eq. 1   V = x^2/2 with friction 2, kT = 1, dt = 0.4: variance after t = 20, +- one standard error")
     for method, theory in (("euler_maruyama", 1 / (1 - 0.4 / 4)), ("leimkuhler_matthews", 1.0), ("mala", 1.0)):
         x = simulate(np.zeros(100_000), lambda x: x, kT=1.0, gamma=2.0, dt=0.4, n_steps=50, rng=rng, method=method,
                      V=lambda x: x * x / 2)
-        print(f"        {method:20s} simulated {x.var():.4f} ± {x.var() * np.sqrt(2 / x.size):.4f}   theory {theory:.4f}")
+        print(f"        {method:20s} simulated {x.var():.4f} +- {x.var() * np.sqrt(2 / x.size):.4f}   theory {theory:.4f}")
 
     grid = np.linspace(-2.5, 2.5, 501)
     dx, V = grid[1] - grid[0], double_well(grid)
@@ -273,16 +275,16 @@ def main():
         x = simulate(rng.uniform(-2, 2, 20_000), double_well_gradient, kT=kT, dt=0.01, n_steps=500, rng=rng)
         error = double_well(x).std() / np.sqrt(x.size)
         theory = V @ boltzmann_density(V, dx, kT) * dx
-        print(f"        kT = {kT:3.1f}   simulated {double_well(x).mean():.4f} ± {error:.4f}   theory {theory:.4f}")
+        print(f"        kT = {kT:3.1f}   simulated {double_well(x).mean():.4f} +- {error:.4f}   theory {theory:.4f}")
 
-    print("Eq. 3   double well, kT = 0.5, from N(1, 0.15²): P(x > 0)")
+    print("Eq. 3   double well, kT = 0.5, from N(1, 0.15^2): P(x > 0)")
     p0 = np.exp(-((grid - 1) ** 2) / (2 * 0.15**2))
     x, before = rng.normal(1, 0.15, 20_000), 0.0
     for t, p in zip((0.25, 1.0, 4.0), fokker_planck_evolve(p0 / (p0.sum() * dx), V, dx, 0.5, (0.25, 1.0, 4.0))):
         x = simulate(x, double_well_gradient, kT=0.5, dt=0.002, n_steps=round((t - before) / 0.002), rng=rng)
         before = t
         error, theory = (x > 0).std() / np.sqrt(x.size), (p[grid > 0].sum() + p[grid == 0].sum() / 2) * dx
-        print(f"        t = {t:4.2f}   simulated {(x > 0).mean():.4f} ± {error:.4f}   theory {theory:.4f}")
+        print(f"        t = {t:4.2f}   simulated {(x > 0).mean():.4f} +- {error:.4f}   theory {theory:.4f}")
 
     tau = mean_first_passage_time(double_well, -1.0, 1.0, 0.1)
     print(f"        kT = 0.1: mean time from one well to the other {tau:.0f} (Kramers {1 / kramers_rate(8, -4, 1, 0.1):.0f})")

@@ -351,13 +351,13 @@ def main():
     rng = np.random.default_rng(0)
     Q, alpha, n = np.array([1.0, 3.0, 2.0, 0.5, 2.5]), 0.7, 100_000
     drawn = np.bincount((Q + alpha * rng.gumbel(size=(n, 5))).argmax(1), minlength=5) / n
-    print("Eq. 17  Boltzmann policy, Q = (1, 3, 2, 0.5, 2.5), α = 0.7, and how often Q + α·Gumbel noise is largest")
+    print("Eq. 17  Boltzmann policy, Q = (1, 3, 2, 0.5, 2.5), alpha = 0.7, and how often Q + alpha Gumbel noise is largest")
     print("        formula", boltzmann_policy(Q, alpha).round(4), "  simulated", drawn.round(4))
 
     lam, p = max_entropy(np.arange(1.0, 7)[:, None], [4.5])
     rolls = rng.integers(1, 7, (400_000, 10))
     kept = np.bincount(rolls[rolls.sum(1) == 45].ravel(), minlength=7)[1:]
-    print("Eq. 5   a die of mean 4.5, and fair dice thrown ten at a time, when the ten have that mean (equal for n → ∞ dice)")
+    print("Eq. 5   a die of mean 4.5, and fair dice thrown ten at a time, when the ten have that mean (equal for many dice)")
     print("        formula", p.round(3), "  simulated", (kept / kept.sum()).round(3))
 
     mdp = MDP(rng.normal(size=(3, 2)), rng.integers(0, 3, (3, 2, 1)), np.ones((3, 2, 1)), gamma=1.0)
@@ -367,7 +367,7 @@ def main():
         Q = soft_backup(mdp, V)
         log_pi += np.log(boltzmann_policy(Q, alpha))[paths[:, 2 * t], paths[:, 2 * t + 1]]
         V = soft_value(Q, alpha)
-    print(f"Eq. 8   {len(paths)} paths of mean return 2: α = {alpha:.4f}, and the product of the soft-optimal policies at it")
+    print(f"Eq. 8   {len(paths)} paths of mean return 2: alpha = {alpha:.4f}, and the product of its soft-optimal policies")
     print(f"        largest difference of a path's probability: {np.abs(P - np.exp(log_pi)).max():.1e}")
 
 

@@ -180,7 +180,7 @@ def squashed_gaussian(mu, log_std, noise):
 # --- Soft Actor-Critic ------------------------------------------------------------------------------------------------
 
 class SAC:
-    """An agent for observations (obs_dim,) and actions between action_low and action_high (A,), both finite.
+    """An agent for observations (obs_dim,), best of order 1, and actions between action_low and action_high (A,), both finite.
 
     Source: Haarnoja et al. 2018b (arXiv:1812.05905): two critics, no value network, α tuned.  Equal seeds, equal agents.
     """
@@ -389,7 +389,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
 
     log holds arrays: per update "step", "critic_loss", "actor_loss", "alpha", "entropy"; per finished episode
     "episode_step", "episode_return"; "observations", the states in the buffer (n, obs_dim); and "n_steps", the number of
-    steps taken.  progress(step, agent, log), if given, is called after every step, with lists instead of arrays.
+    steps taken.  progress(step, agent, log), if given, is called after every step, with lists, and without the last two.
     Ctrl-C ends the training early, with what was learned so far.  ValueError for what cannot be trained;
     FloatingPointError, naming step and quantity, if a number is not finite.
     """
@@ -423,6 +423,8 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             next_obs = agent.checked(next_obs)
+            if np.ndim(reward):
+                raise ValueError(f"the reward must be a number, got {reward!r}")
             check_finite("reward", np.float32(reward))                      # as the buffer will hold it
             buffer.add(obs, a, reward, next_obs, terminated)
             obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)

@@ -921,6 +921,7 @@ def command(monkeypatch, capsys, tmp_path):
         (lambda step: step == 160 and ([0, nan], 1.0), "step 160: the observation is not finite"),
         (lambda step: step == -160 and ([inf, 0],), "step 160: the observation is not finite"),
         *((lambda step, r=r: step == 160 and ([0, 0], r), "step 160: the reward is not finite") for r in (-inf, 1e39)),
+        (lambda step: step == 160 and ([0, 0], np.ones(1)), "step 160: the reward must be a number, got array"),
         (lambda step: step == -160 and ([1e30, 0],), "step 161: the action is not finite"),
         (lambda step: step > 50 and ([1e15, 0], 1.0), r"step \d+: the critic's squared gradient is not finite"),
         (lambda step: step == 160 and ([0], 1.0), r"step 160.*shape \(2,\), got \(1,\)"),
@@ -1167,8 +1168,9 @@ def test_interquartile_mean_and_its_band():
     assert near((np.mean(means < low), np.mean(means > high)), 0.025, 4 * np.sqrt(2 * 0.025 * 0.975 / n))
     assert np.array_equal(F.bootstrap_band(np.tile([1.0, 7.0], (5, 1))), [[1, 7], [1, 7]]), "each step has its own band"
 
-def python(*args, cwd=HERE):
-    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True)
+def python(*args, cwd=HERE):                                                # as into a file where Greek cannot be written
+    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True,
+                          env=S.os.environ | {"PYTHONIOENCODING": "ascii"})
 
 @pytest.mark.parametrize("args, message", (
     (["nonsense"], "unknown figure 'nonsense'"), (["--seeds", "0"], "--seeds must be at least 1"),
@@ -1187,7 +1189,7 @@ def test_a_module_copied_out_alone_runs_its_demonstration_where_simulation_agree
     (tmp_path / f"{module}.py").write_text(CODE[module], "utf-8")
     done = python(f"{module}.py", *words, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout, done.stderr
-    lines = re.findall(r"simulated (\S+) ± (\S+) +theory (\S+)", done.stdout)
+    lines = re.findall(r"simulated (\S+) \+- (\S+) +theory (\S+)", done.stdout)
     assert len(lines) == 10 * (module == "langevin")
     for simulated, error, theory in lines:
         assert abs(float(simulated) - float(theory)) < 4 * float(error)
