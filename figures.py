@@ -52,7 +52,6 @@ EDGES = np.linspace(-2.6, 2.6, 105)
 X, DX = (EDGES[1:] + EDGES[:-1]) / 2, EDGES[1] - EDGES[0]
 V = langevin.double_well(X)
 simulate_wells = functools.partial(langevin.simulate, grad_V=langevin.double_well_gradient)
-histogram = functools.partial(np.histogram, density=True)
 
 
 def figure_langevin_dynamics_temperature_controls(options):
@@ -63,7 +62,8 @@ def figure_langevin_dynamics_temperature_controls(options):
     for kT in (0.1, 0.5, 1.0, 2.0):
         many = simulate_wells(rng.uniform(-2, 2, 20_000), kT=kT, dt=0.01, n_steps=500, rng=rng)
         one = simulate_wells([0.5], kT=kT, dt=0.01, n_steps=50_000, rng=rng, record_every=10)[1000:, 0]
-        panels.append((kT, langevin.boltzmann_density(V, DX, kT), *(histogram(x, EDGES)[0] for x in (many, one))))
+        panels.append((kT, langevin.boltzmann_density(V, DX, kT),
+                       *(np.histogram(x, EDGES, density=True)[0] for x in (many, one))))
 
     fig, axes = sheet((10, 7), "An ensemble that starts evenly matches Boltzmann; one run at T = 0.1 stays in its well", 2, 2)
     for ax, (kT, exact, many, one) in zip(axes.flat, panels):
@@ -85,7 +85,7 @@ def figure_fokker_planck(options):
     shown, particles, x = slice(6, None, 6), [], rng.normal(1, 0.15, 10_000)
     for n_steps in np.diff(np.round(times[shown] / dt).astype(int), prepend=0):
         x = simulate_wells(x, kT=kT, dt=dt, n_steps=n_steps, rng=rng, method="euler_maruyama")
-        particles.append((p := histogram(x, EDGES)[0], langevin.free_energy(p, V, DX, kT)))
+        particles.append((p := np.histogram(x, EDGES, density=True)[0], langevin.free_energy(p, V, DX, kT)))
 
     fig, (left, right) = sheet((10, 4.3), "Fokker–Planck (lines) and 10 000 particles (dots) relax together", 1, 2)
     for t, exact, (p, F_p), color in zip(times[shown], densities[shown], particles, (RED, ORANGE, GREEN, SKY, BLUE)):
@@ -386,7 +386,7 @@ def figure_action_langevin(options):
             if log_std < np.log(0.7):                                       # wider ones can have two peaks
                 break
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
-        sampled, _ = histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5])
+        sampled, _ = np.histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5], density=True)
         panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
 
     title = f"Langevin driven by a trained critic samples its Boltzmann policy (its own α: {agent.alpha:.2g})"
