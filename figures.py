@@ -114,9 +114,9 @@ def figure_two_clocks(options):
         early, late = x.mean(axis=1)                                        # about half a relaxation time apart
         simulated.append((1 / kT, 0.02 * half / np.log(early / late)))
 
-    fig, ax = sheet((9, 5), "Two clocks: inside a well relaxation is fast, between the wells it takes exp(1/T)")
+    fig, ax = sheet((9, 5), "Two clocks: inside a well relaxation is fast, between the wells it takes a time ∝ exp(1/T)")
     curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/(spectral gap of Eq. 3)", BLUE, "-"),
-           ("half the first-passage time from −1 to 1", ORANGE, "--"), ("1/(2 × Kramers' rate)", GREEN, ":"),
+           ("half the first-passage time −1 → 1 (hops go both ways)", ORANGE, "--"), ("1/(2 × Kramers' rate)", GREEN, ":"),
            ("inside a well, as T → 0: 1/V'' = 1/8", PINK, "-"))
     ax.plot(*np.transpose(simulated), "o", color=BLACK, label="10 000 particles (standard error 4 %)")
     ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than 50 000 steps of 0.01: trapped")
@@ -198,7 +198,7 @@ def held_out_starts():
 
 @functools.cache
 def optimum():
-    """Return (100,) of the exact optimum from each held-out start, 0.3 too low on average for its grid is finite."""
+    """Return (100,) of the exact optimum from each held-out start, 0.3 too low on average because its grid is finite."""
     return maxent.pendulum_optimal_return(*held_out_starts())
 
 
@@ -278,11 +278,11 @@ def figure_RL_training_log(options):
     curve.axhline(best, color=BLACK, ls="--", label=f"exact optimum, {best:.1f}")
     curve.axhspan(-300, -150, color=ORANGE, alpha=0.15, lw=0, label="the chapter's “well trained”")
     for key, name, color in (("entropy", "entropy of π", GREEN), ("actor_loss", "actor loss, ≈ −V", BLUE),
-                             ("critic_loss", "critic losses, summed (squared)", PINK), ("alpha", "temperature α", ORANGE)):
+                             ("critic_loss", "critic losses, summed (reward²)", PINK), ("alpha", "temperature α", ORANGE)):
         ax = entropy if key == "entropy" else loss
         ax.plot(blocks("step"), blocks(key), color=color, lw=0.9)[0].set_label(name)
     entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", label=f"target H̄ = {agents[0].target_entropy}")
-    explain(curve, f"Learning curve ({returns[:, 0].mean():.0f} before learning)", None, "mean return", ylim=(-400, -100))
+    explain(curve, f"Learning curve (untrained network: {returns[:, 0].mean():.0f})", None, "mean return", ylim=(-400, -100))
     title = f"Regret: {interquartile_mean(last):.1f} at the end, worst seed {last.max():.1f}"
     explain(regret, title, None, "optimum − mean return", yscale="log", ylim=(1, 2000))
     explain(entropy, "Entropy settles at its target", "environment steps", "nats, for a in (−1, 1)")
@@ -319,7 +319,7 @@ def figure_policy_and_Q(options):
     for row, (name, unit, cmap), y, z, r in zip(axes, looks, learned, exact, agreement):
         limits, span = (z.min(), z.max()), np.quantile(np.abs(y - z), 0.95)
         panels = ((y, f"learned {name}", cmap, limits), (z, f"exact {name}", cmap, limits),
-                  (y - z, f"learned − exact (at dots r = {r:.2f})", "PuOr", (-span, span)))
+                  (y - z, f"learned − exact (their r at dots = {r:.2f})", "PuOr", (-span, span)))
         for ax, (values, title, colors, clim) in zip(row, panels):
             ax.grid(False)
             image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values.reshape(grid.shape[:2]).T, cmap=colors, clim=clim)
@@ -389,7 +389,7 @@ def figure_action_langevin(options):
         sampled, _ = np.histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5], density=True)
         panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
 
-    title = f"Langevin driven by a trained critic samples its Boltzmann policy (its own α: {agent.alpha:.2g})"
+    title = f"Langevin driven by a trained critic samples its Boltzmann policy (α chosen; SAC's own is {agent.alpha:.2g})"
     fig, axes = sheet((10, 4.5), title, 1, 2)
     for ax, (name, theta, speed, alpha, sampled, boltzmann, gauss) in zip(axes, panels):
         ax.stairs(sampled, a[::5], fill=True, color=SKY, alpha=0.7, label="Langevin in a: V = −Q, kT = α")

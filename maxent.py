@@ -107,8 +107,8 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
     """The distribution of largest entropy with Σ p f_k = means_k.  features (n, K), means (K,) -> (λ (K,), p (n,)).
 
     Eq. 4's maximum is p = exp(−λ·f + log_base)/Z (Eq. 5), where λ minimises the convex dual log Z(λ) + λ·means: its
-    gradient is means − E[f], its Hessian Cov[f], and Newton's step is their quotient.  ValueError where no one, finite λ
-    solves it: the means must lie strictly inside the convex hull of the features, and the features be independent; where
+    gradient is means − E[f], its Hessian Cov[f]: Newton's step is −Cov⁻¹ gradient.  ValueError where no single finite λ
+    does: the means must lie strictly inside the convex hull of the features, and the features be independent; where
     the covariance's smallest eigenvalue falls below 1e-12 (features scaled to 1), they count as on its edge.
     """
     f, means = _finite("features", features, 2), _finite("means", means, 1)
@@ -116,21 +116,21 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
     if means.shape != (K,):
         raise ValueError(f"means must hold one number per feature, ({K},), got {means.shape}")
     f = f - means                                                           # then log Z alone is the dual
-    reach, lam = np.abs(f).max(axis=0) + 1e-300, np.zeros(K)                # λ_k is large or small against 1/reach_k
+    reach, lam = np.abs(f).max(axis=0) + 1e-300, np.zeros(K)                # largest |f_k|; λ_k is of order 1/reach_k
     dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base)
     for _ in range(max_steps):
         p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
         gradient = -(p @ f)
         centred = (f - p @ f) / reach
         hessian = (p[:, None] * centred).T @ centred                        # Cov[f], in units of reach
-        ridge = 1e-6 * np.abs(gradient / reach).max() + 1e-14               # far out Cov[f] is singular to rounding
+        ridge = 1e-6 * np.abs(gradient / reach).max() + 1e-14 * np.trace(hessian) + 1e-300          # else singular far out
         step = np.linalg.solve(hessian + ridge * np.eye(K), -gradient / reach) / reach
         size, value = 1.0, dual(lam)
         while size > 1e-40 and dual(lam + size * step) > value + 1e-13 * (1 + abs(value)):
             size /= 2                                                       # far from the minimum a full step overshoots
         lam = lam + size * step
-        if np.abs(step * reach).max() < 1e-7:                               # quadratic: the step just taken leaves 1e-14
-            if np.linalg.eigvalsh(hessian)[0] < 1e-12:                      # no spread across a side of the hull: on its edge
+        if np.abs(step * reach).max() < 1e-7:                               # Newton squares the error: 1e-14 is left
+            if np.linalg.eigvalsh(hessian)[0] < 1e-12:                      # f has no spread in some direction: on the edge
                 break
             return lam, boltzmann_policy(-(f @ lam), 1.0, log_base)
     raise ValueError(f"found no distribution exp(−λ·f)/Z with one, finite λ and the means {means}: they must lie strictly "
@@ -162,10 +162,11 @@ class MDP:
         if self.successor.dtype.kind not in "iu" or self.successor.min() < 0 or self.successor.max() >= S:
             raise ValueError(f"successor must hold integers from 0 to {S - 1}")
         object.__setattr__(self, "successor", self.successor.astype(int))   # uint64 beside int64 would become float
-        if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # what is missing would add up to 1/(1 − γ) times
+        if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # an error here grows by 1/(1 − γ) in V
             raise ValueError("probability must be nowhere negative and of sum 1 over its last axis, to within 1e-9")
         if not (np.isscalar(self.gamma) and 0 <= self.gamma <= 1):
             raise ValueError(f"gamma must be a number between 0 and 1, got {self.gamma!r}")
+        object.__setattr__(self, "gamma", float(self.gamma))                # a float32 would round what is added up
 
 
 def return_and_entropy(mdp, pi, log_base=0.0):
@@ -177,15 +178,15 @@ def return_and_entropy(mdp, pi, log_base=0.0):
     pi = _finite("pi", pi)
     if mdp.gamma == 1 or pi.shape != (S, A):
         raise ValueError(f"an infinite horizon needs gamma < 1, and pi the shape {S, A}; got {mdp.gamma}, {pi.shape}")
-    P = np.zeros((S, S))
+    P = np.zeros((S, S))                                                    # P(s'|s) under π
     np.add.at(P, (np.arange(S)[:, None, None], mdp.successor), pi[:, :, None] * mdp.probability)
     now = np.stack((np.sum(pi * mdp.reward, axis=1), entropy(pi, log_base)), axis=1)
-    return np.linalg.solve(np.eye(S) - mdp.gamma * P, now).T
+    return np.linalg.solve(np.eye(S) - mdp.gamma * P, now).T                # x = now + γ P x, so x = Σ γ^t P^t now
 
 
 def soft_policy_evaluation(mdp, pi, alpha, log_base=0.0):
     """V of the policy π: E Σ γ^t (r_t + α H(π(·|s_t))) from each state on.  pi: (S, A) -> (S,).  log_base: see entropy."""
-    R, H = return_and_entropy(mdp, pi, log_base)                            # Eq. 9 is R; Eq. 10 is R + αH at the start
+    R, H = return_and_entropy(mdp, pi, log_base)                            # R is Eq. 9, R + αH is Eq. 10, from each state
     return R + _temperature(alpha) * H                                      # Eq. 11; Eq. 12: F = −V = −R − αH
 
 
@@ -200,16 +201,16 @@ def soft_backup(mdp, V):
 def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     """The soft-optimal Q (S, A), V (S,), π (S, A), with an error in V below tol or rounding.  ValueError if gamma = 1.
 
-    A sweep shrinks differences of V by γ or better.  What is still to come lies between γ/(1 − γ) times the smallest and
-    the largest change (Puterman 1994, §6.6): known to tol long before it is small, if the same states are reached from all.
+    A sweep adds `change` to V, and all later ones together between γ/(1 − γ) times its smallest and its largest entry
+    (Puterman 1994, §6.6).  The middle of these two is added at once; half their distance is the error that is left.
     """
     gamma = mdp.gamma
     if gamma == 1:
         raise ValueError("an infinite horizon needs gamma < 1")
     V, ahead = np.zeros(len(mdp.reward)), gamma / (1 - gamma)
     for _ in range(2 + int(40 / (1 - gamma))):                              # γⁿ < e^{−40}: only rounding is left
-        change = soft_value(soft_backup(mdp, V), alpha, log_base) - V
-        V = V + change + ahead * (change.max() + change.min()) / 2
+        change = soft_value(soft_backup(mdp, V), alpha, log_base) - V       # a sweep: Eq. 14, then Eq. 16
+        V = V + change + ahead * (change.max() + change.min()) / 2          # and the middle of what is to come
         if ahead * np.ptp(change) / 2 < max(tol, ahead * 1e-15 * np.abs(V).max()):          # the latter is rounding
             break
     Q = soft_backup(mdp, V)
@@ -243,12 +244,12 @@ def max_caliber(mdp, start, horizon, mean_return):
     """The path probabilities of largest entropy with a given mean return -> alpha, paths (n, 2T + 1), probabilities (n,).
 
     Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and the entropy taken relative to the dynamics, so that
-    P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return is whatever
-    it is.  α is negative for a mean return below that of uniform actions; at that one it is infinite, or by
+    P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return cannot be
+    chosen.  α is negative for a mean return below that of uniform actions; at that one it is infinite, or by
     rounding huge, of either sign.  ValueError where max_entropy finds no solution.
     """
     paths, returns, log_p = enumerate_paths(mdp, start, horizon)
-    minus_lam, P = max_entropy(returns[:, None], [mean_return], log_p)      # Eq. 8 (path distribution), λ from Eq. 7
+    minus_lam, P = max_entropy(returns[:, None], [mean_return], log_p)      # Eq. 8, ∝ exp(+λ return): this gives −λ
     return (-1 / minus_lam[0] if minus_lam[0] else np.inf), paths, P
 
 
@@ -267,8 +268,8 @@ def policy_flow(pi0, Q, alpha, times):
     entropy(pi0)                                                            # refuses what is not a distribution
     if (pi0 == 0).any():
         raise ValueError("pi0 must be positive everywhere: the flow never revives an action")
-    gain = -np.expm1(-alpha * t) / alpha if _temperature(alpha) else t
-    return boltzmann_policy(np.exp(-alpha * t) * np.log(pi0) + gain * Q, 1.0)   # Eq. 13
+    gain = -np.expm1(-t * alpha) / alpha if _temperature(alpha) else t
+    return boltzmann_policy(np.exp(-t * alpha) * np.log(pi0) + gain * Q, 1.0)   # Eq. 13, as a softmax
 
 
 # --- Pendulum-v1, exactly ---------------------------------------------------------------------------------------------
@@ -277,7 +278,7 @@ def pendulum_step(theta, theta_dot, torque):
     """One step of Gymnasium's Pendulum-v1, elementwise, |torque| ≤ 2 -> (theta, theta_dot, reward); theta = 0: upright."""
     angle = (theta + np.pi) % (2 * np.pi) - np.pi
     reward = -(angle**2 + 0.1 * theta_dot**2 + 0.001 * torque**2)
-    theta_dot = np.clip(theta_dot + (15 * np.sin(theta) + 3 * torque) * 0.05, -8, 8)
+    theta_dot = np.clip(theta_dot + (15 * np.sin(theta) + 3 * torque) * 0.05, -8, 8)        # 3g/2l, 3/ml², dt
     return theta + theta_dot * 0.05, theta_dot, reward
 
 

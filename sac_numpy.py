@@ -37,15 +37,15 @@ LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # keep σ positive in float32, 
 @dataclass(frozen=True)
 class Settings:
     """The settings, each with its reason.  Chosen on Pendulum-v1, see the README."""
-    hidden: tuple = (64, 64, 64)        # two layers leave 1.7 times the regret: the value has cliffs
+    hidden: tuple = (64, 64, 64)        # two layers leave nearly twice the regret: the value has cliffs
     gamma: float = 0.998                # 0.99 is as good on average, but its median start loses half as much again
     tau: float = 0.04                   # target networks follow within 1/τ = 25 updates; 0.08 is as good
     batch_size: int = 160               # 128 and 192 do as well, within the scatter of seeds; the time grows with it
-    learning_rate: float = 8e-3         # of all three optimisers; falls linearly: nothing averages out the last noise
+    learning_rate: float = 8e-3         # of all three optimisers; falls linearly: the last, small steps average out the noise
     final_learning_rate: float = 1e-4
     warmup: int = 1000                  # steps of random actions before the first update
-    random_steps: int = 100             # later episodes begin with up to so many: the critic must know what the policy avoids
-    hold: int = 10                      # a random action lasts so many steps: single pushes would average out
+    random_steps: int = 100             # later episodes begin with up to this many: the critic must know what the policy avoids
+    hold: int = 10                      # a random action lasts this many steps: single pushes would average out
     alpha: float = 0.2                  # temperature, in units of reward: at the start, or throughout if not tuned
     tune_alpha: bool = True
     target_entropy: float = None        # H̄ in the tanh frame; None: −1 per action dimension (Haarnoja et al. 2018b)
@@ -70,7 +70,7 @@ class MLP:
         self.layout = [*zip([0, *ends], ends, shapes)]                      # start, end and shape of each part of theta
         self.theta = np.empty(ends[-1], dtype)
         self.weights, self.biases = self.views(self.theta)
-        for W, b in zip(self.weights, self.biases):                         # He et al. 2015: signals about keep their size
+        for W, b in zip(self.weights, self.biases):                         # He et al. 2015: signals keep roughly their size
             W[...], b[...] = rng.normal(0, math.sqrt(2 / W.shape[-2]), W.shape), 0
         self.biases[0][...] = rng.uniform(-1, 1, self.biases[0].shape)      # spreads the first bends over the input
         self.weights[-1] *= 0.1                                             # Q starts near 0, π near the middle
@@ -132,12 +132,12 @@ class Adam:
         self.m, self.v, self.t = np.zeros_like(theta), np.zeros_like(theta), 0
 
     def step(self, d_theta):
-        """Move θ by −learning_rate · m̂ / (√v̂ + ε), where m and v are kept as sums: mean = (1 − β) sum."""
+        """Move θ by −learning_rate · m̂ / (√v̂ + ε); m and v lack the factors 1 − β, which correct_m and root hold."""
         self.t += 1
         self.m = self.beta1 * self.m + d_theta
         self.v = self.beta2 * self.v + d_theta * d_theta
-        correct_m = (1 - self.beta1) / (1 - self.beta1**self.t)             # also undoes the start from zero
-        root = math.sqrt((1 - self.beta2) / (1 - self.beta2**self.t))       # √v̂ = root √v
+        correct_m = (1 - self.beta1) / (1 - self.beta1**self.t)             # m̂ = correct_m m: 1 − β, and bias correction
+        root = math.sqrt((1 - self.beta2) / (1 - self.beta2**self.t))       # √v̂ = root √v, likewise
         self.theta -= self.learning_rate * correct_m / root * (self.m / (np.sqrt(self.v) + self.epsilon / root))
 
 
@@ -186,14 +186,14 @@ class SAC:
     """
 
     def __init__(self, obs_dim, action_low, action_high, settings=Settings(), seed=0, dtype=np.float32):
-        plain = {name: x.item() for name, x in vars(settings).items() if isinstance(x, np.generic)}
+        plain = {name: x.item() for name, x in vars(settings).items() if hasattr(x, "item") and not np.ndim(x)}
         s = self.settings = replace(settings, **plain)                      # a NumPy float64 would make all arithmetic float64
         self.low, self.high = np.atleast_1d(action_low).astype(float), np.atleast_1d(action_high).astype(float)
         if (self.low.ndim != 1 or self.low.shape != self.high.shape
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
         check_settings(s)
-        np.empty(2**24, np.uint8)       # once this is freed glibc keeps freed memory: hundreds of page faults less an update
+        np.empty(2**24, np.uint8)       # no leftover: freeing 16 MB once makes glibc reuse memory; far fewer page faults
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = int(obs_dim), np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
@@ -237,7 +237,7 @@ class SAC:
         return a
 
     def checked(self, obs):
-        """A copy of one observation (obs_dim,), for its environment may write over it.  ValueError, FloatingPointError."""
+        """A copy of one observation (obs_dim,), because the environment may overwrite it.  ValueError, FloatingPointError."""
         obs = np.array(obs, self.dtype)
         if obs.shape != (self.obs_dim,):
             raise ValueError(f"the observation must have shape ({self.obs_dim},), got {obs.shape}")
@@ -418,7 +418,7 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
         for step in range(1, n_steps + 1):
             if step > s.warmup and t >= random_steps:
                 a = agent.sample(obs[None])[0]
-            elif t % s.hold == 0:
+            elif t % s.hold == 0:                                           # in between, the last random a is held
                 a = agent.rng.uniform(-1, 1, agent.action_dim)
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
