@@ -151,7 +151,7 @@ def fokker_planck_generator(V, dx, kT, gamma=1.0):
     V = _check_grid(V, dx=dx, kT=kT, gamma=gamma)
     D = kT / gamma                                                          # Einstein relation
     step = np.diff(V) / kT
-    up, down = (D / dx / dx * _bernoulli(z) for z in (step, -step))          # rates i -> i + 1 and i + 1 -> i
+    up, down = (D / dx / dx * _bernoulli(z) for z in (step, -step))         # rates i -> i + 1 and i + 1 -> i
     G = np.diag(up, -1) + np.diag(down, 1)
     return G - np.diag(G.sum(axis=0))
 
@@ -221,6 +221,7 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)
+    a, b = float(a), float(b)
     if not (a < b and np.isfinite(1e12 * (b - a))):
         raise ValueError(f"b must lie to the right of a, by less than 1e296, got a = {a}, b = {b}")
     left = a - (b - a) * np.append(np.geomspace(1e12, 1e-6, 200_001), 0)    # far out e^{−V/kT} is negligible
@@ -233,10 +234,10 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
         log_areas = lambda x, U: np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)        # logs: e^{∓V/kT} overflows
         log_left = log_areas(left, V_left)
         far, near, rest = (np.logaddexp.reduce(part) for part in np.split(log_left, (11_111, 22_222)))      # decades
-        if far > min(rest - 25, near - 1):                                  # far: negligible, and below 1/e of near
+        if far > min(rest - 25, near - 1):                                  # far must be negligible, and below near/e
             raise ValueError("V must grow to the left of a, and faster: too much of Z lies beyond 1e11 (b − a), or all of it")
         log_Z = np.append(np.logaddexp.reduce(log_left), log_areas(inside, V_inside))
-        log_f = np.logaddexp.accumulate(log_Z) + V_inside                   # e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}
+        log_f = np.logaddexp.accumulate(log_Z) + V_inside                   # log of e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}
         log_f[np.isnan(log_f)] = -np.inf                                    # a wall at a, with nothing behind it
         return np.exp(np.logaddexp.reduce(log_areas(inside, -log_f)) + np.log(gamma / kT))
 
@@ -252,15 +253,16 @@ def path_log_probability(path, dt, grad_V, kT, gamma=1.0):
 
 
 def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
-    """Action S of a path, with the forces at midpoints (Stratonovich): P[path] ∝ exp(−S).  path: (n_steps + 1,).
+    """Action S of a path, with the forces at midpoints (Stratonovich): P[path] ∝ exp(−S).
 
+    path: (n_steps + 1,).  grad_V, curvature: functions of x (n_steps,) that return an array of this shape.
     S = ∫ [(ẋ + V'/γ)²/4D − V''/2γ] dt (Onsager & Machlup 1953; the V'' term: Stratonovich 1971).  This is what the
     "path-integral weight" of Eq. 8 is for Eq. 1; it is not the ∫ L dt of mechanics.
     """
     path = _check_grid(path, "path", dt=dt, kT=kT, gamma=gamma)
     x, v, D = (path[:-1] + path[1:]) / 2, np.diff(path) / dt, kT / gamma
     _check_functions(x, grad_V=grad_V, curvature=curvature)
-    return dt * np.sum((v + grad_V(x) / gamma) ** 2 / (4 * D) - curvature(x) / (2 * gamma))
+    return dt * np.sum((v + grad_V(x) / gamma) ** 2 / (4 * D) - curvature(x) / gamma / 2)
 
 
 def main():

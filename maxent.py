@@ -107,8 +107,8 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
     """The distribution of largest entropy with Σ p f_k = means_k.  features (n, K), means (K,) -> (λ (K,), p (n,)).
 
     Eq. 4's maximum is p = exp(−λ·f + log_base)/Z (Eq. 5), where λ minimises the convex dual log Z(λ) + λ·means: its
-    gradient is means − E[f], its Hessian Cov[f]: Newton's step is −Cov⁻¹ gradient.  ValueError where no single finite λ
-    does: the means must lie strictly inside the convex hull of the features, and the features be independent; where
+    gradient is means − E[f], its Hessian Cov[f]: Newton's step is −Cov⁻¹ gradient.  ValueError where no single, finite λ
+    solves it: the means must lie strictly inside the convex hull of the features, and the features be independent; where
     the covariance's smallest eigenvalue falls below 1e-12 (features scaled to 1), they count as on its edge.
     """
     f, means = _finite("features", features, 2), _finite("means", means, 1)
@@ -116,7 +116,7 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
     if means.shape != (K,):
         raise ValueError(f"means must hold one number per feature, ({K},), got {means.shape}")
     f = f - means                                                           # then log Z alone is the dual
-    reach, lam = np.abs(f).max(axis=0) + 1e-300, np.zeros(K)                # largest |f_k|; λ_k is of order 1/reach_k
+    reach, lam = np.abs(f).max(axis=0) + 1e-300, np.zeros(K)                # largest |f_k|; 1/reach_k is the unit of λ_k
     dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base)
     for _ in range(max_steps):
         p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
@@ -162,7 +162,7 @@ class MDP:
         if self.successor.dtype.kind not in "iu" or self.successor.min() < 0 or self.successor.max() >= S:
             raise ValueError(f"successor must hold integers from 0 to {S - 1}")
         object.__setattr__(self, "successor", self.successor.astype(int))   # uint64 beside int64 would become float
-        if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # an error here grows by 1/(1 − γ) in V
+        if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # V multiplies an error here by 1/(1 − γ)
             raise ValueError("probability must be nowhere negative and of sum 1 over its last axis, to within 1e-9")
         if not (np.isscalar(self.gamma) and 0 <= self.gamma <= 1):
             raise ValueError(f"gamma must be a number between 0 and 1, got {self.gamma!r}")
@@ -202,7 +202,7 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     """The soft-optimal Q (S, A), V (S,), π (S, A), with an error in V below tol or rounding.  ValueError if gamma = 1.
 
     A sweep adds `change` to V, and all later ones together between γ/(1 − γ) times its smallest and its largest entry
-    (Puterman 1994, §6.6).  The middle of these two is added at once; half their distance is the error that is left.
+    (Puterman 1994, §6.6).  The middle of these two is added at once; half their distance bounds the error that is left.
     """
     gamma = mdp.gamma
     if gamma == 1:
@@ -249,7 +249,7 @@ def max_caliber(mdp, start, horizon, mean_return):
     rounding huge, of either sign.  ValueError where max_entropy finds no solution.
     """
     paths, returns, log_p = enumerate_paths(mdp, start, horizon)
-    minus_lam, P = max_entropy(returns[:, None], [mean_return], log_p)      # Eq. 8, ∝ exp(+λ return): this gives −λ
+    minus_lam, P = max_entropy(returns[:, None], [mean_return], log_p)      # Eq. 8 (path law), ∝ exp(λ return): gives −λ
     return (-1 / minus_lam[0] if minus_lam[0] else np.inf), paths, P
 
 
