@@ -268,11 +268,13 @@ random_mdp = lambda gamma=0.9, S=7, A=3, K=2: M.MDP(
 @pytest.mark.parametrize("alpha, log_base", [(x, base) for x in (0.1, 0.5, 1.0, 2.0, 5.0) for base in (0.0, BASE5)])
 def test_boltzmann_policy_is_the_unique_solution_and_its_entropy_rises_with_temperature(alpha, log_base):
     """Eq. 15–17, 24, C6, C9: α KL(π‖π*) = V − (E_π[Q] + α H(π)) for every π; C2: dH/dα = Var/α³, dE[Q]/dα = −Var/α²."""
-    policy, V = lambda x: M.boltzmann_policy(Q5, x, log_base), M.soft_value(Q5, alpha, log_base)
-    value, pi, best = lambda pi: M.regularised_value(pi, Q5, alpha, log_base), simplex(5, 1000), policy(alpha)
+    policy = lambda alpha: M.boltzmann_policy(Q5, alpha, log_base)
+    value = lambda pi: M.regularised_value(pi, Q5, alpha, log_base)
+    V, best, pi = M.soft_value(Q5, alpha, log_base), policy(alpha), simplex(5, 1000)
     assert near(V - value(pi), alpha * kl(pi, best), 1e-12) and kl(pi, best).min() > 0
     assert near((value(best), alpha * np.log(np.sum(np.exp(Q5 / alpha + log_base)))), V, 1e-12), "Eq. 15 = Eq. 16 at π*"
-    H_and_Q, var = lambda x: np.array((M.entropy(policy(x), log_base), policy(x) @ Q5)), best @ (Q5 - best @ Q5) ** 2
+    H_and_Q = lambda alpha: np.array((M.entropy(policy(alpha), log_base), policy(alpha) @ Q5))
+    var = best @ (Q5 - best @ Q5) ** 2
     assert near(slope(H_and_Q, alpha, 1e-3 * alpha), (var / alpha**3, -var / alpha**2), 1e-8)
 
 def test_alpha_to_zero_is_deterministic_up_to_ties_alpha_to_infinity_uniform_and_nothing_overflows():
