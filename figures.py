@@ -140,13 +140,13 @@ def lucky(alpha, p_risky, p_win, rng, n=40_000):
     """P(risky) and P(win | risky) among random games, of which one with return R is kept with chance exp((R − 4)/α)."""
     risky = rng.random(n) < p_risky
     win = risky & (rng.random(n) < p_win)
-    kept = rng.random(n) < np.exp((np.where(win, 4, 1 - risky) - 4) / alpha)
+    kept = rng.random(n) < np.exp((np.where(win, 4, np.where(risky, 0, 1)) - 4) / alpha)
     return risky[kept].mean(), win[kept].sum() / risky[kept].sum()
 
 
 def figure_three_calibers(options):
     """In a stochastic world "maximise the entropy over paths" has three answers; only the causal one keeps the odds.
-    The first two keep the lucky among random games, and gamble, as if luck were skill. Dots: 40 000 games, so kept."""
+    The first two gamble as if luck were skill. Dots: of 40 000 random games each is kept with chance exp((R − 4)/α)."""
     alphas, few, rng = np.logspace(-0.7, 2, 120), np.array([1, 2, 5, 20, 80]), np.random.default_rng(0)
     values = np.array([three_calibers(alpha) for alpha in alphas])
     odds = (2 / 3, 1 / 2), (1 / 2, 0.1)                                     # P(risky), P(win): of three equal paths; true
@@ -301,15 +301,16 @@ def mean_torque_and_value(agent, obs):
 
 
 def figure_policy_and_Q(options):
-    """What seed 0 has learned beside the exact soft-optimal solution at its α; they correlate where training went (dots).
-    Dashed: states with the energy of standing upright, from which the pendulum coasts to the top. Stripes: the grid."""
+    """What seed 0 has learned beside the exact soft-optimal solution at its α; they correlate over all states met (dots: a
+    fourth of these). Dashed: states with the energy of standing upright, from which the pendulum coasts to the top. The stripes
+    are no error of the grid: the cost has a kink at θ = ±π, and the pendulum passes it in steps of 0.05 s."""
     agent, log = trained(options.seeds, options.steps)[0]
     mdp, visited = maxent.pendulum_mdp(gamma=agent.settings.gamma), log["observations"]
     Q, _, pi = maxent.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
     angle, speed = np.arctan2(visited[:, 1], visited[:, 0]), visited[:, 2]
     grid = observe(*np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij")).astype(agent.dtype)
     corner, weight = maxent.bilinear(angle, speed, *grid.shape[:2])
-    exact, learned = (2 * pi @ mdp.a, np.sum(pi * Q, axis=1)), mean_torque_and_value(agent, grid.reshape(-1, 3))
+    exact, learned = (2 * (pi @ mdp.a), np.sum(pi * Q, axis=1)), mean_torque_and_value(agent, grid.reshape(-1, 3))
     agreement = [np.corrcoef(np.sum(weight * z[corner], axis=1), at_dots)[0, 1]
                  for z, at_dots in zip(exact, mean_torque_and_value(agent, visited))]
 
@@ -319,7 +320,7 @@ def figure_policy_and_Q(options):
     for row, (name, unit, cmap), y, z, r in zip(axes, looks, learned, exact, agreement):
         limits, span = (z.min(), z.max()), np.quantile(np.abs(y - z), 0.95)
         panels = ((y, f"learned {name}", cmap, limits), (z, f"exact {name}", cmap, limits),
-                  (y - z, f"learned − exact (their r at dots = {r:.2f})", "PuOr", (-span, span)))
+                  (y - z, f"learned − exact (correlation = {r:.2f})", "PuOr", (-span, span)))
         for ax, (values, title, colors, clim) in zip(row, panels):
             ax.grid(False)
             image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values.reshape(grid.shape[:2]).T, cmap=colors, clim=clim)
@@ -364,9 +365,9 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000):
 
 def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
-    Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose. Of a grid of states, the most even
-    pair of peaks and the highest single one, with broad peaks, where the best Gaussian has σ < 0.7 (a wider one can have
-    two peaks itself); α is a quarter of the valley's depth or the peak's height (at SAC's own α most are spikes)."""
+    Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose. Shown, of a grid of states: the most
+    even pair of broad peaks and the highest broad single one, where the best Gaussian has σ < 0.7 (a wider one can have two
+    peaks itself). α: a quarter of valley or peak (at SAC's own: spikes). Kinks: the other critic becomes the smaller."""
     agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
@@ -415,13 +416,13 @@ def figure_overestimation(options):
     average twice that; the smaller of two tends to −1/√π, too low."""
     alphas = np.logspace(-1.3, 0.8, 22)
     rows = overestimation(alphas)
-    theory = 0 * alphas + 1.53875, *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
+    theory = np.full(22, 1.53875), *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
 
     fig, ax = sheet((9, 5), "The soft max lies above the hard one, though noise adds less to it; two critics overestimate less")
     curves(ax, alphas, [*rows, 0 * alphas, *theory], ("hard max", ORANGE, "-"), ("soft max, Eq. 16", RED, "-"),
-           ("soft max less its noise-free value α log 10", GREEN, "--"), ("Boltzmann average Σ π Q", PINK, "-."),
+           ("soft max minus its noise-free value α log 10", GREEN, "--"), ("Boltzmann average Σ π Q", PINK, "-."),
            ("Boltzmann average of the smaller of two critics", BLUE, "-"), ("truth", BLACK, "-"),
-           ("theory (soft, average: for large α)", BLACK, ":"), *2 * [(None, BLACK, ":")])
+           ("theory (soft, average: for large α)", BLACK, ":"), (None, BLACK, ":"), (None, BLACK, ":"))
     explain(ax, "ten actions of value 0, noise N(0, 1)", "temperature α", "mean estimate", xscale="log", ylim=(-0.6, 4))
     return fig
 

@@ -144,7 +144,7 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
 class MDP:
     """reward (S, A);  successor (S, A, K), indices of states;  probability (S, A, K), of sum 1 over K;  0 ≤ gamma ≤ 1.
 
-    No state is terminal: one that leads to itself goes on earning entropy, α log A a step, unless its reward is −α log A.
+    No state is terminal: one that leads to itself goes on earning entropy, α log A a step, which a reward of −α log A cancels.
     """
     reward: np.ndarray
     successor: np.ndarray
@@ -268,7 +268,7 @@ def policy_flow(pi0, Q, alpha, times):
     entropy(pi0)                                                            # refuses what is not a distribution
     if (pi0 == 0).any():
         raise ValueError("pi0 must be positive everywhere: the flow never revives an action")
-    gain = -np.expm1(-t * alpha) / alpha if _temperature(alpha) else t
+    gain = -np.expm1(-t * alpha) / alpha if _temperature(alpha) else t      # (1 − e^{−αt})/α, and its limit at α = 0
     return boltzmann_policy(np.exp(-t * alpha) * np.log(pi0) + gain * Q, 1.0)   # Eq. 13, as a softmax
 
 
@@ -288,7 +288,7 @@ def bilinear(theta, theta_dot, n_theta, n_theta_dot):
     y = np.clip((theta_dot + 8) / 16, 0, 1) * (n_theta_dot - 1)
     i, j = np.floor(x).astype(int), np.minimum(y.astype(int), n_theta_dot - 2)
     x, y = x - i, y - j
-    left, right = i % n_theta * n_theta_dot + j, (i + 1) % n_theta * n_theta_dot + j     # theta is periodic
+    left, right = (i % n_theta) * n_theta_dot + j, ((i + 1) % n_theta) * n_theta_dot + j    # theta is periodic
     return (np.stack((left, left + 1, right, right + 1), -1),
             np.stack(((1 - x) * (1 - y), (1 - x) * y, x * (1 - y), x * y), -1))
 

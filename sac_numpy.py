@@ -3,13 +3,13 @@
 Needs numpy and gymnasium.  `python sac_numpy.py` trains on Pendulum-v1 and reports the evaluation.
 
     s, a, r, s'   state (obs), action, reward, next state (next_obs)       (N, obs_dim), (N, A), (N,), (N, obs_dim)
-    u, a          Gaussian sample and a = tanh u in (−1, 1)                (N, A); every log π is a density in this frame
-    μ, σ          mean and standard deviation of u, from the actor         (N, A)
-    Q, V          soft action value, of both critics (2, N); soft value (N,)
+    u, a          Gaussian sample; a = tanh u in (−1, 1), the "tanh frame" (N, A); every π is a density over this a
+    μ, σ          mean and standard deviation of u = μ + σ·noise, from the actor; noise is standard normal (N, A)
+    Q, V          soft action value, of both critics (2, N, 1); soft value (N,)
     α alpha       temperature: the price of one nat of entropy, in units of reward
     H̄             target entropy
-    γ gamma       discount;   τ tau: Polyak rate of the target networks (a friction and a time in langevin.py)
-    θ theta       all parameters of a network, one flat vector;   d_x, dx: always ∂Loss/∂x, and of x's shape
+    γ gamma       discount (in langevin.py a friction);   τ tau: Polyak rate of the target networks (there a time)
+    theta         all parameters of a network, flat: the chapter's θ, φ or φ';   d_x, dx: always ∂Loss/∂x, and of x's shape
 
 Read downwards: the file follows one transition from the networks through the buffer to the three losses and the loop.
 """
@@ -31,14 +31,14 @@ from pathlib import Path
 import gymnasium as gym
 import numpy as np
 
-LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # keep σ positive in float32, and u where tanh is not all saturated
+LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # σ from 5e-5 to 7.4: float32 still sees it beside μ, and tanh u is not all ±1
 
 
 @dataclass(frozen=True)
 class Settings:
     """The settings, each with its reason.  Chosen on Pendulum-v1, see the README."""
     hidden: tuple = (64, 64, 64)        # two layers leave nearly twice the regret: the value has cliffs
-    gamma: float = 0.998                # 0.99 is as good on average, but its median start loses half as much again
+    gamma: float = 0.998                # 0.99 is hardly worse on average, but its median start loses half as much again
     tau: float = 0.04                   # target networks follow within 1/τ = 25 updates; 0.08 is as good
     batch_size: int = 160               # 128 and 192 do as well, within the scatter of seeds; the time grows with it
     learning_rate: float = 8e-3         # of all three optimisers; falls linearly: the last, small steps average out the noise
@@ -67,7 +67,7 @@ class MLP:
         self.scale = scale
         shapes = [lead + shape for n_in, n_out in zip(sizes, sizes[1:]) for shape in ((n_in, n_out), (1, n_out))]
         ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
-        self.layout = [*zip([0, *ends], ends, shapes)]                      # start, end and shape of each part of theta
+        self.layout = list(zip([0] + ends, ends, shapes))                   # start, end and shape of each part of theta
         self.theta = np.empty(ends[-1], dtype)
         self.weights, self.biases = self.views(self.theta)
         for W, b in zip(self.weights, self.biases):                         # He et al. 2015: signals keep roughly their size
@@ -86,15 +86,15 @@ class MLP:
         return parts[::2], parts[1::2]
 
     def forward(self, x):
-        """x (N, n_in) -> y (N, n_out) or (copies, N, n_out), and what backward needs: each layer's input, and its root."""
+        """x (N, n_in) -> y (N, n_out) or (copies, N, n_out), and for backward each layer's input x, with its √(z² + ½)."""
         cache, root = [], None
         for i, (W, b) in enumerate(zip(self.weights, self.biases)):
             cache.append((x, root))
             x = x @ W
             x += b
-            if i < len(self.weights) - 1:                                   # y = (x + √(x² + ½))/2, a smooth ReLU:
-                root = x * x                                                # squareplus (Barron 2021)
-                root += 0.5
+            if i < len(self.weights) - 1:                                   # a smooth ReLU, squareplus (Barron 2021):
+                root = x * x                                                # z = x W + b becomes x = (z + root)/2
+                root += 0.5                                                 # with root = √(z² + ½)
                 x += np.sqrt(root, out=root)
                 x *= 0.5
         x *= self.scale
@@ -117,7 +117,7 @@ class MLP:
                 WT = W.swapaxes(-1, -2)
                 dx = dy @ WT if W.shape[-1] > 1 else dy * WT                # dx = dy Wᵀ (the same; for one column faster)
             if i > 0:
-                dy = dx * x / root                                          # x is the ReLU's y; its slope is y/√(x² + ½)
+                dy = dx * x / root                                          # x = (z + root)/2 has the slope dx/dz = x/root
         if with_x and dx.ndim > cache[0][0].ndim:
             dx = dx.sum(axis=0)                                             # the twins share their input
         return d_theta, dx if with_x else None
@@ -142,7 +142,7 @@ class Adam:
 
 
 class ReplayBuffer:
-    """The last `capacity` transitions (s, a, r, s', terminated), one float32 row each; memory is taken as it fills."""
+    """The chapter's 𝒟: the last `capacity` transitions (s, a, r, s', terminated), float32; memory is taken as it fills."""
 
     def __init__(self, capacity, obs_dim, action_dim):
         self.rows = np.zeros(capacity, [("obs", "f4", (obs_dim,)), ("a", "f4", (action_dim,)), ("reward", "f4"),
@@ -168,8 +168,8 @@ class ReplayBuffer:
 def squashed_gaussian(mu, log_std, noise):
     """a = tanh(μ + σ·noise) (N, A) and its log π(a) (N,), a density over a in (−1, 1)^A.  All inputs (N, A).
 
-    log π(a) = Σ log N(u; μ, σ) − log(1 − tanh² u).  The last term, as 2(log 2 − u − softplus(−2u)), is exact for every
-    u; log(1 − a² + 1e-6) stops at −13.8, and with it the gradient (Haarnoja et al. 2018, app. C, has the formula).
+    log π(a) = Σ [log N(u; μ, σ) − log(1 − tanh² u)] (Haarnoja et al. 2018, app. C).  The last logarithm is computed as
+    2(log 2 − u − log(1 + e^{−2u})), exact for every u; log(1 − a² + 1e-6) stops at −13.8, where its gradient vanishes.
     """
     u = mu + np.exp(log_std) * noise
     log_normal = -0.5 * noise * noise - log_std - 0.5 * math.log(2 * math.pi)
@@ -193,7 +193,7 @@ class SAC:
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
         check_settings(s)
-        np.empty(2**24, np.uint8)       # no leftover: freeing 16 MB once makes glibc reuse memory; far fewer page faults
+        np.empty(2**24, np.uint8)       # meant so: after 16 MB are freed once, glibc reuses memory; far fewer page faults
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = int(obs_dim), np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
@@ -203,7 +203,7 @@ class SAC:
         self.log_alpha = np.array([math.log(s.alpha)])
         self.target_entropy = -A if s.target_entropy is None else s.target_entropy
         if not -math.inf < self.target_entropy < 0.683 * A:
-            raise ValueError(f"target_entropy must be finite, below {A} · 0.683, for no squashed Gaussian has more, got "
+            raise ValueError(f"target_entropy must be finite, below {A} · 0.683, about the most a squashed Gaussian has, got "
                              f"{s.target_entropy}")
         self.optimisers = [Adam(theta, s.learning_rate) for theta in (self.critic.theta, self.actor.theta, self.log_alpha)]
 
@@ -252,12 +252,12 @@ class SAC:
         """y (N,) for the critics, a' drawn with noise (N, A).  A time limit is not `terminated`: there the future counts."""
         mu, log_std, *_ = self.policy(next_obs)
         a, log_prob = squashed_gaussian(mu, log_std, noise)
-        Q = self.critic_target.forward(np.concatenate((next_obs, a), axis=1))[0][..., 0]
-        V = np.minimum(Q[0], Q[1]) - self.alpha * log_prob                  # soft value (Eq. 15), of the smaller critic
+        Q, _ = self.critic_target.forward(np.concatenate((next_obs, a), axis=1))             # (2, N, 1): both critics
+        V = np.minimum(Q[0], Q[1])[:, 0] - self.alpha * log_prob            # one sample of Eq. 15, of the smaller critic
         return reward + self.settings.gamma * (1 - terminated) * V          # Eq. 19 (soft Bellman target)
 
     def critic_loss(self, obs, a, y):
-        """Σ over both critics of the mean of (Q − y)², y held fixed, and its d_theta.  a in the tanh frame."""
+        """Σ over both critics of the batch mean of (Q − y)², y (N,) held fixed;  and its d_theta.  a in the tanh frame."""
         Q, cache = self.critic.forward(np.concatenate((obs, a), axis=1))
         error = Q[..., 0] - y
         loss = np.vdot(error, error) / len(y)                               # Eq. 18 (critic loss)
@@ -265,12 +265,12 @@ class SAC:
         return loss, self.critic.backward(dQ, cache, with_x=False)[0]
 
     def actor_loss(self, obs, noise):
-        """Mean of α log π(a|s) − min Q(s, a) with a drawn through noise (N, A), its d_theta, and log π (N,).
+        """Batch mean of α log π(a|s) − min Q(s, a), a drawn with noise (N, A);  its d_theta;  and log π (N,).
 
-        Its mean over noise is α KL(π ‖ exp(Q/α)/Z) − α log Z (Eq. 21), so it draws π towards the Boltzmann policy.
+        Its mean over noise, per state, is α KL(π ‖ exp(Q/α)/Z) − α log Z (Eq. 21): it draws π towards the Boltzmann policy.
 
-        The gradient goes through the sample (reparameterisation): ∂a/∂u = 1 − a², ∂u/∂μ = 1, ∂u/∂log σ = σ·noise, and
-        at fixed noise ∂log π/∂u = 2a, ∂log π/∂log σ = −1 + 2a σ·noise.
+        φ, α and the noise are held fixed, so u = μ + σ·noise carries the gradient: da/du = 1 − a², ∂u/∂μ = 1, ∂u/∂log σ =
+        σ·noise; log N(u; μ, σ) changes by −1 per log σ only, so ∂log π/∂μ = 2a, ∂log π/∂log σ = −1 + 2a σ·noise.
         """
         N, alpha = len(obs), self.alpha
         mu, log_std, free, cache = self.policy(obs)
@@ -280,12 +280,12 @@ class SAC:
         loss = (alpha * log_prob.sum() - np.minimum(Q[0], Q[1]).sum()) / N                   # Eq. 20 (actor loss)
         dQ = np.stack((first, ~first)).astype(self.dtype) * (-1 / N)        # only the smaller critic is seen
         d_input = self.critic.backward(dQ, critic_cache, with_theta=False)[1]
-        du = d_input[:, self.obs_dim:] * (1 - a * a) + (2 * alpha / N) * a
+        du = d_input[:, self.obs_dim:] * (1 - a * a) + (2 * alpha / N) * a  # from −min Q, by its inputs a; from α log π
         d_log_std = (du * noise * np.exp(log_std) - alpha / N) * free
         return loss, self.actor.backward(np.concatenate((du, d_log_std), axis=1), cache, with_x=False)[0], log_prob
 
     def temperature_loss(self, log_prob):
-        """−α mean(log π + H̄), and its gradient in log α, which has the same value.  It lowers α while H > H̄."""
+        """−α mean(log π + H̄), log π held fixed;  and its gradient in log α: the same number, > 0 while H > H̄, so α falls."""
         loss = -self.alpha * (float(log_prob.mean()) + self.target_entropy)                  # Eq. 22 (temperature loss)
         return loss, loss                                                   # d(α c)/d log α = α c
 
@@ -296,15 +296,15 @@ class SAC:
         """
         obs, a, reward, next_obs, terminated = batch
         noise = self.rng.standard_normal((2, *a.shape), self.dtype)
-        critic_step, actor_step, temperature_step = (optimiser.step for optimiser in self.optimisers)
+        critic_adam, actor_adam, alpha_adam = self.optimisers
         critic_loss, d_theta = self.critic_loss(obs, a, self.target(reward, next_obs, terminated, noise[0]))
         check_finite("critic's squared gradient", np.vdot(d_theta, d_theta))
-        critic_step(d_theta)
+        critic_adam.step(d_theta)
         actor_loss, d_theta, log_prob = self.actor_loss(obs, noise[1])
         check_finite("actor's squared gradient", np.vdot(d_theta, d_theta))
-        actor_step(d_theta)
+        actor_adam.step(d_theta)
         if self.settings.tune_alpha:
-            temperature_step(self.temperature_loss(log_prob)[1])
+            alpha_adam.step(self.temperature_loss(log_prob)[1])
         self.critic_target.theta += self.settings.tau * (self.critic.theta - self.critic_target.theta)   # Polyak averaging
         return {"critic_loss": float(critic_loss), "actor_loss": float(actor_loss),
                 "alpha": self.alpha, "entropy": -float(log_prob.mean())}
@@ -414,11 +414,11 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
     s, step = agent.settings, 0
     slope = (s.final_learning_rate - s.learning_rate) / (n_steps - s.warmup)
     try:
-        obs, t, episode_return, random_steps = agent.checked(env.reset(seed=int(seed))[0]), 0, 0.0, 0
+        obs, t, episode_return, n_random = agent.checked(env.reset(seed=int(seed))[0]), 0, 0.0, 0
         for step in range(1, n_steps + 1):
-            if step > s.warmup and t >= random_steps:
+            if step > s.warmup and t >= n_random:
                 a = agent.sample(obs[None])[0]
-            elif t % s.hold == 0:                                           # in between, the last random a is held
+            elif t % s.hold == 0:                                           # else the a of the step before is kept
                 a = agent.rng.uniform(-1, 1, agent.action_dim)
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
@@ -432,7 +432,7 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
                 log["episode_step"].append(step)
                 log["episode_return"].append(episode_return)
                 obs, t, episode_return = agent.checked(env.reset()[0]), 0, 0.0
-                random_steps = agent.rng.integers(s.random_steps + 1)
+                n_random = agent.rng.integers(s.random_steps + 1)
             if step > s.warmup:
                 for optimiser in agent.optimisers:                          # learning rates fall linearly
                     optimiser.learning_rate += slope

@@ -513,6 +513,17 @@ def test_value_is_mirror_symmetric_and_follows_mechanical_energy_not_the_distanc
     assert of(-np.abs(omega**2 / 6 + 5 * (np.cos(theta) - 1))) > 0.7 and of(-distance) < 0.3 and of(-distance, slow) > 0.8
     assert V.min() == V[0, 40] < V[0, 70] - 100 and V.max() == V[48:53, 39:42].max()
 
+def test_stripes_of_the_exact_torque_come_from_the_kink_of_the_cost_and_not_from_the_grid():
+    """Peaks of the torque over θ at ω = 6: a finer grid has the same; the cost 5(1 − cos θ) in place of θ² leaves none."""
+    def peaks(n, m, kink):
+        mdp = M.pendulum_mdp(n, m)
+        smoother = (mdp.theta**2 - 5 * (1 - np.cos(mdp.theta))).repeat(m)[:, None]
+        mdp = mdp if kink else replace(mdp, reward=mdp.reward + smoother)
+        u = M.soft_value_iteration(mdp, 0.05, mdp.log_base, tol=0.1)[2] @ mdp.a
+        rising = np.diff(u.reshape(n, m)[:, np.abs(mdp.theta_dot - 6).argmin()]) > 0
+        return [x for x, up, then in zip(mdp.theta[1:], rising, rising[1:]) if up and not then and 0.5 < x < 2.3]
+    assert near(peaks(101, 81, kink=True), peaks(151, 121, kink=True), 2 * np.pi / 101) and not peaks(101, 81, kink=False)
+
 def total_return(policy, theta, omega, total=0.0):
     for _ in range(200):
         theta, omega, reward = M.pendulum_step(theta, omega, policy(theta, omega))
@@ -746,12 +757,12 @@ def test_every_gradient_equals_central_differences_in_actor_both_critics_and_log
     assert agent.policy(obs)[1].min() == S.LOG_STD_MIN and d_bias[2] == 0 != d_bias[3]
 
 def test_actor_loss_is_alpha_times_a_kl_divergence_minus_alpha_log_Z():
-    """C9: Eq. 20 = Eq. 21, by quadrature over noise and over a = tanh v.  Equal everywhere, they have one gradient."""
+    """C9: Eq. 20 = Eq. 21, by quadrature over noise and over a = tanh v.  Equal for all parameters, so are their gradients."""
     rng, agent = np.random.default_rng(6), S.SAC(2, [-1], [1], replace(SMALL, hidden=(8,), alpha=0.7), dtype=np.float64)
     (v, dv), (x, dx) = (np.linspace(-end, end, 2001, retstep=True) for end in (20, 9))
     for net in (agent.actor, agent.critic):
         net.theta[:] = rng.normal(0, 0.4, net.theta.shape)
-    agent.critic.biases[1][1] += 1000                                       # the other critic is the smaller everywhere
+    agent.critic.biases[1][1] += 1000                                       # critic 0 is the smaller everywhere
     obs, alpha, normal = rng.normal(size=(1, 2)), agent.alpha, lambda x: np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
     mu, log_std = (value.item() for value in agent.policy(obs)[:2])
     pi_dv = normal((v - mu) / math.exp(log_std)) / math.exp(log_std) * dv
@@ -1086,7 +1097,7 @@ def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
         assert near(F.lucky(1.0, *odds, generator, 10**6), exact, 4 * np.sqrt(0.25 / 40_000))
 
 def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
-    """C12: H falls from about log 2, the most a density on [−1, 1] can have, to H̄ = −1: no special role for 0."""
+    """C12: H falls from about 0.6 to H̄ = −1 (log 2 is the most a density on [−1, 1] can have): no special role for 0."""
     _, log = pendulum
     assert log["entropy"][:100].max() > 0 and abs(log["entropy"][-3000:].mean() + 1) < 0.1
 
@@ -1097,7 +1108,7 @@ def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendul
     Q, _, pi = M.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
     theta, omega = np.arctan2(obs[:, 1], obs[:, 0]).astype(float), obs[:, 2].astype(float)
     corners, weight = M.bilinear(theta, omega, len(mdp.theta), len(mdp.theta_dot))
-    exact = 2 * pi @ mdp.a, np.sum(pi * Q, axis=1)
+    exact = 2 * (pi @ mdp.a), np.sum(pi * Q, axis=1)
     torque, value = (np.sum(weight * x[corners], axis=1) for x in exact)
     our_torque, our_value = F.mean_torque_and_value(agent, obs)
     sure = np.abs(torque) > 1.8
