@@ -40,14 +40,14 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
     """Positions after n_steps of Eq. 1, dx = −V'/γ dt + √(2D) dW, for all particles at once.
 
     x0: (N,) -> (N,), or (n_steps // record_every, N) with every record_every-th position.  grad_V, V: functions of x that
-    return a new array (N,).
+    return an array (N,) and leave x as it is.
     The chapter writes the drift as −V', which is right for γ = 1 only: otherwise it settles at exp(−γV/kT).
 
     method  "euler_maruyama"        the textbook step; where it settles is wrong by O(dt)
-            "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013); takes the mean of
-                                    two successive noises, so steps are not independent (without a force the variance
-                                    is 2D(t − dt/2), not 2Dt).  Use one long call, with record_every: each call draws
-                                    a new first noise, so calls of m small steps each settle at kT (1 − 1/(2m))
+            "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013).  A step takes the
+                                    mean of two successive noises, which one call carries on and a new call does not.
+                                    Never loop over short calls: those of m small steps settle at kT (1 − 1/(2m)).
+                                    Use record_every.  Without a force the variance is 2D(t − dt/2)
             "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): settles at
                                     Eq. 2 for every dt, but for a large one hardly a step is accepted; needs V
 
@@ -60,7 +60,7 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
     amplitude = np.sqrt(2 * (kT / gamma) * dt)                              # √(2D dt), D = kT/γ (Einstein relation)
     records = None if record_every is None else np.empty((n_steps // record_every, x.size))
     xi = rng.standard_normal(x.size) if method == "leimkuhler_matthews" else None
-    np.empty(2**24, np.uint8)           # meant so: after 16 MB are freed once, glibc reuses memory; up to 2.6 times faster
+    np.empty(2**24, np.uint8)           # looks unused: freeing 16 MB once makes glibc reuse memory; up to 2.6 times faster
     with np.errstate(over="ignore", invalid="ignore"):                      # a blow-up is reported below, once
         for n in range(1, n_steps + 1):
             xi_next = rng.standard_normal(x.size)
@@ -151,7 +151,7 @@ def fokker_planck_generator(V, dx, kT, gamma=1.0):
     V = _check_grid(V, dx=dx, kT=kT, gamma=gamma)
     D = kT / gamma                                                          # Einstein relation
     step = np.diff(V) / kT
-    up, down = (D / dx / dx * _bernoulli(z) for z in (step, -step))         # rates i -> i + 1 and i + 1 -> i
+    up, down = (D / dx / dx * _bernoulli(z) for z in (step, -step))         # up i -> i + 1, down back; up/down = e^{−ΔV/kT}
     G = np.diag(up, -1) + np.diag(down, 1)
     return G - np.diag(G.sum(axis=0))
 
@@ -215,7 +215,7 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
 
     V: a function of arrays; +inf is a wall, and what lies left of it is never met (a pole is no wall: for 1/x² write
     np.where(x > 0, 1/x**2, np.inf)).  ValueError if more than e^{−25} of Z = ∫ e^{−V/kT} lies left of a − 1e11 (b − a), or
-    hardly less there than a decade nearer, for then the mean may not exist; 2 kT log|x| is about the slowest growth allowed.
+    the decade beyond holds 1/e of the one before, for then the mean may not exist; 2 kT log|x| is about the slowest growth.
     Relative error up to (h V'/kT)²/6, h = (b − a)/20 000 or, left of a, (a − x)/4800; a wall may be h/2 off; a well left
     of a is seen if it is wider than a thousandth of its distance.
     Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
@@ -230,7 +230,7 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
         V_left, V_inside = V(left) / kT, V(inside) / kT
         if np.shape(V_left) != left.shape or not (np.append(V_left, V_inside) > -np.inf).all():
             raise ValueError(f"V must return one number or +inf for each x up to b, also at x = {left[0]:.3g}")
-        V_left[np.logical_or.accumulate(V_left[::-1] == np.inf)[::-1]] = np.inf     # what is left of a wall is never met
+        V_left[:np.flatnonzero(V_left == np.inf).max(initial=-1) + 1] = np.inf      # what is left of a wall is never met
         log_areas = lambda x, U: np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)        # logs: e^{∓V/kT} overflows
         log_left = log_areas(left, V_left)
         far, near, rest = (np.logaddexp.reduce(part) for part in np.split(log_left, (11_111, 22_222)))      # decades
@@ -253,11 +253,11 @@ def path_log_probability(path, dt, grad_V, kT, gamma=1.0):
 
 
 def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
-    """Action S of a path, with the forces at midpoints (Stratonovich): P[path] ∝ exp(−S).
+    """Action S of a path (n_steps + 1,): P[path | start] ∝ exp(−S) as dt -> 0.  grad_V, curvature: (n_steps,) -> (n_steps,).
 
-    path: (n_steps + 1,).  grad_V, curvature: functions of x (n_steps,) that return an array of this shape.
-    S = ∫ [(ẋ + V'/γ)²/4D − V''/2γ] dt (Onsager & Machlup 1953; the V'' term: Stratonovich 1971).  This is what the
-    "path-integral weight" of Eq. 8 is for Eq. 1; it is not the ∫ L dt of mechanics.
+    S = ∫ [(ẋ + V'/γ)²/4D − V''/2γ] dt (Onsager & Machlup 1953; the V'' term: Stratonovich 1971).  Moving the force from
+    a step's start (Itô: path_log_probability) to its midpoint (Stratonovich) brings the V'' term.  This is the chapter's
+    "path-integral weight" Eq. 8 for Eq. 1, with λ = 1; it is not the ∫ L dt of mechanics.
     """
     path = _check_grid(path, "path", dt=dt, kT=kT, gamma=gamma)
     x, v, D = (path[:-1] + path[1:]) / 2, np.diff(path) / dt, kT / gamma
@@ -270,7 +270,7 @@ def main():
     rng = np.random.default_rng(0)
     print("Eq. 1   V = x^2/2 with friction 2, kT = 1, dt = 0.4: variance after t = 20, +- one standard error")
     for method, theory in (("euler_maruyama", 1 / (1 - 0.4 / 4)), ("leimkuhler_matthews", 1.0), ("mala", 1.0)):
-        x = simulate(np.zeros(100_000), lambda x: x, kT=1.0, gamma=2.0, dt=0.4, n_steps=50, rng=rng, method=method,
+        x = simulate(np.zeros(200_000), lambda x: x, kT=1.0, gamma=2.0, dt=0.4, n_steps=50, rng=rng, method=method,
                      V=lambda x: x * x / 2)
         print(f"        {method:20s} simulated {x.var():.4f} +- {x.var() * np.sqrt(2 / x.size):.4f}   theory {theory:.4f}")
 

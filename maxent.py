@@ -4,7 +4,7 @@ Needs numpy only.  `python maxent.py` prints three of them beside an independent
 
     p, π pi     probabilities over the last axis: of outcomes, or of actions π(a|s)        (..., n)
     H           entropy −Σ p log p in nats
-    log_base    log of the base measure: 0 counts outcomes; log w for the nodes of a continuous
+    log_base    log of the base measure (no logarithm's base): 0 counts outcomes; log w for the nodes of a continuous
                 variable with quadrature weights w, so Σ w f = ∫ f da and p/w is the density.  Entropies are then
                 relative, −Σ p log(p/w), which is the differential entropy
     α alpha     temperature, in units of reward;  β = 1/α
@@ -123,7 +123,7 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
         gradient = -(p @ f)
         centred = (f - p @ f) / reach
         hessian = (p[:, None] * centred).T @ centred                        # Cov[f], in units of reach
-        ridge = 1e-6 * np.abs(gradient / reach).max() + 1e-14 * np.trace(hessian) + 1e-300          # else singular far out
+        ridge = 1e-6 * np.abs(gradient / reach).max() + 1e-14 * np.trace(hessian) + 1e-300          # Cov -> 0 far out
         step = np.linalg.solve(hessian + ridge * np.eye(K), -gradient / reach) / reach
         size, value = 1.0, dual(lam)
         while size > 1e-40 and dual(lam + size * step) > value + 1e-13 * (1 + abs(value)):
@@ -243,14 +243,14 @@ def enumerate_paths(mdp, start, horizon):
 def max_caliber(mdp, start, horizon, mean_return):
     """The path probabilities of largest entropy with a given mean return -> alpha, paths (n, 2T + 1), probabilities (n,).
 
-    Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and the entropy taken relative to the dynamics, so that
+    Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and, up to a constant, 𝓗 = −KL(P ‖ uniform actions), so that
     P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return cannot be
     chosen.  α is negative for a mean return below that of uniform actions; at that one it is infinite, or by
     rounding huge, of either sign.  ValueError where max_entropy finds no solution.
     """
     paths, returns, log_p = enumerate_paths(mdp, start, horizon)
-    minus_lam, P = max_entropy(returns[:, None], [mean_return], log_p)      # Eq. 8 (path law), ∝ exp(λ return): gives −λ
-    return (-1 / minus_lam[0] if minus_lam[0] else np.inf), paths, P
+    lam, P = max_entropy(-returns[:, None], [-mean_return], log_p)          # Eq. 8 (path law): f is ∫L dt = −return
+    return (1 / lam[0] if lam[0] else np.inf), paths, P                     # λ = 1/α
 
 
 # --- The gradient flow of a policy ------------------------------------------------------------------------------------
@@ -356,10 +356,10 @@ def main():
     print("        formula", boltzmann_policy(Q, alpha).round(4), "  simulated", drawn.round(4))
 
     lam, p = max_entropy(np.arange(1.0, 7)[:, None], [4.5])
-    rolls = rng.integers(1, 7, (400_000, 10))
-    kept = np.bincount(rolls[rolls.sum(1) == 45].ravel(), minlength=7)[1:]
-    print("Eq. 5   a die of mean 4.5, and fair dice thrown ten at a time, when the ten have that mean (equal for many dice)")
-    print("        formula", p.round(3), "  simulated", (kept / kept.sum()).round(3))
+    ways = [np.polynomial.polynomial.polypow([0] + 6 * [1.0], n) for n in (199, 200)]         # in which n dice have a sum
+    one = ways[0][900 - np.arange(1, 7)] / ways[1][900]
+    print("Eq. 5   a die of mean 4.5, and one of 200 fair dice that happen to have this mean, by counting (equal for many)")
+    print("        formula", p.round(3), "  counted", one.round(3))
 
     mdp = MDP(rng.normal(size=(3, 2)), rng.integers(0, 3, (3, 2, 1)), np.ones((3, 2, 1)), gamma=1.0)
     alpha, paths, P = max_caliber(mdp, start=0, horizon=5, mean_return=2.0)

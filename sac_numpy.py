@@ -45,7 +45,6 @@ class Settings:
     final_learning_rate: float = 1e-4
     warmup: int = 1000                  # steps of random actions before the first update
     random_steps: int = 100             # later episodes begin with up to this many: the critic must know what the policy avoids
-    hold: int = 10                      # a random action lasts this many steps: single pushes would average out
     alpha: float = 0.2                  # temperature, in units of reward: at the start, or throughout if not tuned
     tune_alpha: bool = True
     target_entropy: float = None        # H̄ in the tanh frame; None: −1 per action dimension (Haarnoja et al. 2018b)
@@ -350,7 +349,7 @@ class SAC:
 
 def check_settings(s):
     """ValueError for settings with which nothing can be learned."""
-    whole = ("batch_size", "warmup", "random_steps", "hold", "buffer_size")
+    whole = ("batch_size", "warmup", "random_steps", "buffer_size")
     for name in whole + ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale"):
         value = getattr(s, name)
         if not math.isfinite(value) or value < 0 or (value == 0 and name != "random_steps"):
@@ -416,10 +415,10 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
     try:
         obs, t, episode_return, n_random = agent.checked(env.reset(seed=int(seed))[0]), 0, 0.0, 0
         for step in range(1, n_steps + 1):
-            if step > s.warmup and t >= n_random:
-                a = agent.sample(obs[None])[0]
-            elif t % s.hold == 0:                                           # else the a of the step before is kept
+            if step <= s.warmup or t < n_random:
                 a = agent.rng.uniform(-1, 1, agent.action_dim)
+            else:
+                a = agent.sample(obs[None])[0]
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             next_obs = agent.checked(next_obs)
