@@ -412,11 +412,11 @@ def overestimation(alphas, n_draws=50_000):
 
 def figure_overestimation(options):
     """The soft maximum lies above the hard one; what noise adds is less, and shrinks as α grows (for equal actions);
-    so does the bias with two critics. Theory: E[max of 10 normal numbers] = 1.53875; for large α noise adds (1 − 1/10)/2α, to the
-    average twice that; the smaller of two tends to −1/√π, too low."""
+    so does the bias with two critics. Theory: E[max of 10 normal numbers] = 1.53875; for large α noise adds
+    (1 − 1/10)/2α, to the average twice that; the smaller of two tends to −1/√π, too low."""
     alphas = np.logspace(-1.3, 0.8, 22)
     rows = overestimation(alphas)
-    theory = np.full(22, 1.53875), *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
+    theory = np.full_like(alphas, 1.53875), *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
 
     fig, ax = sheet((9, 5), "The soft max lies above the hard one, though noise adds less to it; two critics overestimate less")
     curves(ax, alphas, [*rows, 0 * alphas, *theory], ("hard max", ORANGE, "-"), ("soft max, Eq. 16", RED, "-"),

@@ -192,7 +192,7 @@ class SAC:
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
         check_settings(s)
-        np.empty(2**24, np.uint8)       # meant so: after 16 MB are freed once, glibc reuses memory; far fewer page faults
+        np.empty(2**24, np.uint8)       # looks unused: freeing 16 MB once makes glibc reuse memory; far fewer page faults
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = int(obs_dim), np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
