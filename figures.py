@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import signal
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import sac_numpy                                  # first: it sets the number of BLAS threads before numpy is imported
@@ -232,16 +231,11 @@ def _train_seed(seed, n_steps):
 @functools.cache
 def trained(n_seeds, n_steps):
     """Agents and logs of seeds 0 … n_seeds − 1, trained in parallel processes, with a progress line."""
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(min(os.cpu_count(), n_seeds), initializer=signal.signal,
-                             initargs=(signal.SIGINT, signal.SIG_IGN)) as pool:             # Ctrl-C is the parent's
+    quiet = signal.signal, (signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's, which ends the workers
+    with multiprocessing.Pool(min(os.cpu_count(), n_seeds), *quiet) as pool:
         try:
-            runs = [pool.submit(_train_seed, seed, n_steps) for seed in range(n_seeds)]
-            results = {run: run.result() for run in as_completed(runs)}     # raises at once what a worker raises
-            return [results[run] for run in runs]
+            return list(pool.imap(functools.partial(_train_seed, n_steps=n_steps), range(n_seeds)))
         finally:
-            for worker in set(multiprocessing.active_children()) - others:  # whose work is done, or no longer wanted
-                worker.kill()
             print(file=sys.stderr)
 
 
@@ -302,8 +296,8 @@ def mean_torque_and_value(agent, obs):
 
 def figure_policy_and_Q(options):
     """What seed 0 has learned beside the exact soft-optimal solution at its α; they correlate over all states met (dots: a
-    fourth of these). Dashed: states with the energy of standing upright, from which the pendulum coasts to the top. The stripes
-    are no error of the grid: the cost has a kink at θ = ±π, and the pendulum passes it in steps of 0.05 s."""
+    fourth of these). Dashed: states with the energy of standing upright, from which the pendulum coasts to the top.
+    The stripes are no error of the grid: the cost has a kink at θ = ±π, passed in steps of 0.05 s."""
     agent, log = trained(options.seeds, options.steps)[0]
     mdp, visited = maxent.pendulum_mdp(gamma=agent.settings.gamma), log["observations"]
     Q, _, pi = maxent.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
@@ -481,9 +475,6 @@ def main():
     parser.add_argument("--steps", type=int, default=10_000, help="steps of each seed (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "plots", help="default: %(default)s")
     options, least = parser.parse_args(), sac_numpy.Settings().warmup + 1
-    for name in ("SIGTERM", "SIGHUP"):                                      # not at once: trained must end its workers
-        if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) != signal.SIG_IGN:     # nohup ignores it
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
     try:
         if unknown := [name for name in options.names if name not in FIGURES]:
             raise ValueError(f"unknown figure {unknown[0]!r}; accepted: {', '.join(FIGURES)}")

@@ -22,19 +22,18 @@ import numpy as np
 
 def _finite(name, x, ndim=None):
     x = np.asarray(x, dtype=float)
-    if not np.isfinite(x).all():
-        raise ValueError(f"{name} must be finite, got NaN or infinity")
-    if x.ndim < 1 or x.size == 0 or (ndim is not None and x.ndim != ndim):
-        raise ValueError(f"{name} must be a non-empty array of {ndim or '1 or more'} dimension(s), got shape {x.shape}")
+    if not np.isfinite(x).all() or (ndim is not None and x.ndim != ndim):
+        raise ValueError(f"{name} must be finite{ndim and f', with {ndim} dimension(s)' or ''}, got shape {x.shape}: {x}")
     return x
 
 
-def _over(like, name, x):
-    """x as a finite array that broadcasts to the array `like` and does not enlarge it."""
-    x = _finite(name, np.atleast_1d(x))
-    if x.ndim > like.ndim or any(n not in (1, m) for n, m in zip(x.shape[::-1], like.shape[::-1])):
-        raise ValueError(f"{name} must broadcast to the shape {like.shape}, got {x.shape}")
-    return x
+def _like(p, name, x):
+    """x as a finite array of p's shape."""
+    x = _finite(name, x)
+    try:
+        return np.broadcast_to(x, p.shape)
+    except ValueError:
+        raise ValueError(f"{name} must broadcast to the shape {p.shape}, got {x.shape}") from None
 
 
 def _temperature(alpha):
@@ -48,7 +47,7 @@ def _temperature(alpha):
 def entropy(p, log_base=0.0):
     """H(p) = −Σ p (log p − log_base) over the last axis, in nats, with 0 log 0 = 0.  p: (..., n) -> (...)."""
     p = _finite("p", p)
-    log_base = _over(p, "log_base", log_base)
+    log_base = _like(p, "log_base", log_base)
     if p.min() < 0 or np.abs(p.sum(-1) - 1).max() > 1e-9:
         raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis, to within 1e-9")
     return np.sum(p * (log_base - np.log(p, out=np.zeros_like(p), where=p > 0)), axis=-1)
@@ -57,7 +56,7 @@ def entropy(p, log_base=0.0):
 def _gibbs(Q, alpha, log_base):
     """max Q, log Σ exp((Q − max Q)/α + log_base), and the normalised weights: what Eq. 16 and 17 are made of."""
     Q = _finite("Q", Q)
-    log_base = _over(Q, "log_base", log_base)
+    log_base = _like(Q, "log_base", log_base)
     Q_max = Q.max(-1, keepdims=True)
     if alpha == 0:                                                          # the hard limit: ties share by base measure
         z = np.where(Q == Q_max, 0.0, -np.inf) + log_base
@@ -87,7 +86,7 @@ def boltzmann_policy(Q, alpha, log_base=0.0):
 def regularised_value(pi, Q, alpha, log_base=0.0):
     """E_π[Q] + α H(π): what the Boltzmann policy maximises, and V when it does.  pi, Q: (..., A) -> (...)."""
     pi = _finite("pi", pi)
-    return np.sum(pi * _over(pi, "Q", Q), axis=-1) + _temperature(alpha) * entropy(pi, log_base)    # Eq. 24; Eq. 15 at π*
+    return np.sum(pi * _like(pi, "Q", Q), axis=-1) + _temperature(alpha) * entropy(pi, log_base)    # Eq. 24; Eq. 15 at π*
 
 
 def canonical_free_energy(p, E, beta):
@@ -98,7 +97,7 @@ def canonical_free_energy(p, E, beta):
     if not (np.isscalar(beta) and beta > 0):
         raise ValueError(f"beta must be a positive number, got {beta!r}")
     p = _finite("p", p)
-    return np.sum(p * _over(p, "E", E), axis=-1) - entropy(p) / beta        # Eq. 25
+    return np.sum(p * _like(p, "E", E), axis=-1) - entropy(p) / beta        # Eq. 25
 
 
 # --- Maximum entropy under constraints --------------------------------------------------------------------------------
@@ -133,14 +132,13 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
             if np.linalg.eigvalsh(hessian)[0] < 1e-12:                      # f has no spread in some direction: on the edge
                 break
             return lam, boltzmann_policy(-(f @ lam), 1.0, log_base)
-    raise ValueError(f"found no distribution exp(−λ·f)/Z with one, finite λ and the means {means}: they must lie strictly "
-                     f"between {np.min(features, 0)} and {np.max(features, 0)}, inside the convex hull of the features, which "
-                     f"must be independent; and log_base may vary so much that {max_steps} steps are too few")
+    raise ValueError(f"found no p = exp(−λ·f)/Z of means {means} in {max_steps} steps: these must lie strictly inside the convex "
+                     f"hull of the features, {np.min(features, 0)} to {np.max(features, 0)}, which must be independent")
 
 
 # --- Finite Markov decision processes ---------------------------------------------------------------------------------
 
-@dataclass(frozen=True)
+@dataclass
 class MDP:
     """reward (S, A);  successor (S, A, K), indices of states;  probability (S, A, K), of sum 1 over K;  0 ≤ gamma ≤ 1.
 
@@ -152,21 +150,18 @@ class MDP:
     gamma: float
 
     def __post_init__(self):
-        for name, ndim in (("reward", 2), ("probability", 3)):
-            object.__setattr__(self, name, _finite(name, getattr(self, name), ndim))
-        object.__setattr__(self, "successor", np.asarray(self.successor))
-        S, P = len(self.reward), self.probability
-        if P.shape[:2] != self.reward.shape or self.successor.shape != P.shape:
-            raise ValueError(f"reward {self.reward.shape}, successor {self.successor.shape} and probability {P.shape} "
-                             "must have the shapes (S, A), (S, A, K) and (S, A, K)")
-        if self.successor.dtype.kind not in "iu" or self.successor.min() < 0 or self.successor.max() >= S:
+        self.reward, self.probability = _finite("reward", self.reward, 2), _finite("probability", self.probability, 3)
+        self.successor, self.gamma = np.asarray(self.successor), float(self.gamma)
+        S, P, successor = len(self.reward), self.probability, self.successor
+        if P.shape[:2] != self.reward.shape or successor.shape != P.shape:
+            raise ValueError(f"reward {self.reward.shape}, successor {successor.shape} and probability {P.shape} must have the "
+                             "shapes (S, A), (S, A, K) and (S, A, K)")
+        if successor.dtype.kind not in "iu" or successor.min() < 0 or successor.max() >= S:
             raise ValueError(f"successor must hold integers from 0 to {S - 1}")
-        object.__setattr__(self, "successor", self.successor.astype(int))   # uint64 beside int64 would become float
         if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # V multiplies an error here by 1/(1 − γ)
             raise ValueError("probability must be nowhere negative and of sum 1 over its last axis, to within 1e-9")
-        if not (np.isscalar(self.gamma) and 0 <= self.gamma <= 1):
-            raise ValueError(f"gamma must be a number between 0 and 1, got {self.gamma!r}")
-        object.__setattr__(self, "gamma", float(self.gamma))                # a float32 would round what is added up
+        if not 0 <= self.gamma <= 1:
+            raise ValueError(f"gamma must be a number between 0 and 1, got {self.gamma}")
 
 
 def return_and_entropy(mdp, pi, log_base=0.0):
@@ -192,9 +187,7 @@ def soft_policy_evaluation(mdp, pi, alpha, log_base=0.0):
 
 def soft_backup(mdp, V):
     """Q = r + γ E[V(s')].  V: (S,) -> (S, A).  With V = max_a Q in place of Eq. 16 this is the hard Bellman equation."""
-    V = _finite("V", V, 1)
-    if len(V) != len(mdp.reward):
-        raise ValueError(f"V must hold {len(mdp.reward)} states, got {len(V)}")
+    V = _like(mdp.reward[:, 0], "V", V)
     return mdp.reward + mdp.gamma * np.einsum("sak,sak->sa", mdp.probability, V[mdp.successor])     # Eq. 14
 
 
@@ -262,14 +255,12 @@ def policy_flow(pi0, Q, alpha, times):
     deterministic, so not Langevin dynamics.  In the Wasserstein metric Eq. 13 is the Fokker–Planck equation Eq. 3 in
     action space, with V = −Q and kT = α.
     """
-    pi0, Q, t = _finite("pi0", pi0, 1), _finite("Q", Q, 1), _finite("times", times, 1)[:, None]
-    if pi0.shape != Q.shape:
-        raise ValueError(f"pi0 and Q must have one shape, got {pi0.shape} and {Q.shape}")
+    pi0, t = _finite("pi0", pi0, 1), _finite("times", times, 1)[:, None]
     entropy(pi0)                                                            # refuses what is not a distribution
     if (pi0 == 0).any():
         raise ValueError("pi0 must be positive everywhere: the flow never revives an action")
     gain = -np.expm1(-t * alpha) / alpha if _temperature(alpha) else t      # (1 − e^{−αt})/α, and its limit at α = 0
-    return boltzmann_policy(np.exp(-t * alpha) * np.log(pi0) + gain * Q, 1.0)   # Eq. 13, as a softmax
+    return boltzmann_policy(np.exp(-t * alpha) * np.log(pi0) + gain * _like(pi0, "Q", Q), 1.0)          # Eq. 13
 
 
 # --- Pendulum-v1, exactly ---------------------------------------------------------------------------------------------
@@ -293,7 +284,7 @@ def bilinear(theta, theta_dot, n_theta, n_theta_dot):
             np.stack(((1 - x) * (1 - y), (1 - x) * y, x * (1 - y), x * y), -1))
 
 
-@dataclass(frozen=True)
+@dataclass
 class PendulumMDP(MDP):
     """An MDP with its grid: theta (n,), theta_dot (m,), a (A,) = torque/2, log_base (A,); state index i m + j."""
     theta: np.ndarray
@@ -311,8 +302,7 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
     takes one: otherwise nodes are counted, and they crowd at the bounds.
     """
     if spacing not in ("tanh", "uniform") or min(n_theta, n_theta_dot, n_a) < 2:
-        raise ValueError(f"spacing must be 'tanh' or 'uniform', and each number of nodes at least 2, got {spacing!r} and "
-                         f"{n_theta}, {n_theta_dot}, {n_a}")
+        raise ValueError(f"spacing must be 'tanh' or 'uniform' and each n at least 2, got {spacing!r}, {n_theta, n_theta_dot, n_a}")
     theta = -np.pi + 2 * np.pi / n_theta * np.arange(n_theta)
     theta_dot = np.linspace(-8, 8, n_theta_dot)
     u = np.linspace(-6, 6, n_a)
@@ -331,8 +321,7 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
     """
     theta, theta_dot = _finite("thetas", thetas, 1), _finite("theta_dots", theta_dots, 1)
     if theta.shape != theta_dot.shape or n_steps < 1:
-        raise ValueError(f"thetas and theta_dots must have one shape and n_steps be at least 1, got {theta.shape}, "
-                         f"{theta_dot.shape} and {n_steps}")
+        raise ValueError(f"need starts of one shape and n_steps ≥ 1, got {theta.shape}, {theta_dot.shape} and {n_steps}")
     mdp = pendulum_mdp(n_theta, n_theta_dot, n_torque, gamma=1.0, spacing="uniform")
     values = [np.zeros(n_theta * n_theta_dot)]
     for _ in range(n_steps - 1):

@@ -25,7 +25,7 @@ import sys
 import time
 import timeit
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import gymnasium as gym
@@ -51,6 +51,19 @@ class Settings:
     q_scale: float = 10.0               # Q when the critic's last layer gives 1: lets Adam reach Q = −300 in few steps
     buffer_size: int = 1_000_000        # transitions; older ones are overwritten
 
+    def __post_init__(self):
+        above_0 = ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale")
+        whole = {"batch_size": 1, "warmup": 1, "random_steps": 0, "buffer_size": 1}
+        for name, value in vars(self).items():
+            if name in above_0 and not 0 < value < math.inf:
+                raise ValueError(f"setting {name} must be a positive number, got {value}")
+            if name in whole and not (isinstance(value, int) and value >= whole[name]):
+                raise ValueError(f"setting {name} must be a whole number, {whole[name]} or more, got {value}")
+        if not 0 <= self.gamma < 1 or self.tau > 1:
+            raise ValueError(f"settings need 0 ≤ gamma < 1 and tau ≤ 1, got {self.gamma} and {self.tau}")
+        if not isinstance(self.hidden, tuple) or not self.hidden or not all(isinstance(n, int) and n > 0 for n in self.hidden):
+            raise ValueError(f"setting hidden must be a tuple of widths, Python integers of 1 or more, got {self.hidden!r}")
+
 
 # --- Networks and their optimiser -------------------------------------------------------------------------------------
 
@@ -67,10 +80,10 @@ class MLP:
         shapes = [lead + shape for n_in, n_out in zip(sizes, sizes[1:]) for shape in ((n_in, n_out), (1, n_out))]
         ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
         self.layout = list(zip([0] + ends, ends, shapes))                   # start, end and shape of each part of theta
-        self.theta = np.empty(ends[-1], dtype)
+        self.theta = np.zeros(ends[-1], dtype)
         self.weights, self.biases = self.views(self.theta)
-        for W, b in zip(self.weights, self.biases):                         # He et al. 2015: signals keep roughly their size
-            W[...], b[...] = rng.normal(0, math.sqrt(2 / W.shape[-2]), W.shape), 0
+        for W in self.weights:                                              # He et al. 2015: signals keep roughly their size
+            W[...] = rng.normal(0, math.sqrt(2 / W.shape[-2]), W.shape)
         self.biases[0][...] = rng.uniform(-1, 1, self.biases[0].shape)      # spreads the first bends over the input
         self.weights[-1] *= 0.1                                             # Q starts near 0, π near the middle
 
@@ -113,8 +126,7 @@ class MLP:
                 np.matmul(x.swapaxes(-1, -2), dy, out=d_weights[i])         # y = x W + b:  dW = xᵀ dy
                 np.matmul(ones, dy, out=d_biases[i])                        # db = Σ dy over the batch (faster than sum)
             if i > 0 or with_x:
-                WT = W.swapaxes(-1, -2)
-                dx = dy @ WT if W.shape[-1] > 1 else dy * WT                # dx = dy Wᵀ (the same; for one column faster)
+                dx = dy @ W.swapaxes(-1, -2)                                # dx = dy Wᵀ
             if i > 0:
                 dy = dx * x / root                                          # x = (z + root)/2 has the slope dx/dz = x/root
         if with_x and dx.ndim > cache[0][0].ndim:
@@ -185,13 +197,11 @@ class SAC:
     """
 
     def __init__(self, obs_dim, action_low, action_high, settings=Settings(), seed=0, dtype=np.float32):
-        plain = {name: x.item() for name, x in vars(settings).items() if hasattr(x, "item") and not np.ndim(x)}
-        s = self.settings = replace(settings, **plain)                      # a NumPy float64 would make all arithmetic float64
+        s = self.settings = settings
         self.low, self.high = np.atleast_1d(action_low).astype(float), np.atleast_1d(action_high).astype(float)
         if (self.low.ndim != 1 or self.low.shape != self.high.shape
                 or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
-        check_settings(s)
         np.empty(2**24, np.uint8)       # looks unused: freeing 16 MB once makes glibc reuse memory; far fewer page faults
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = int(obs_dim), np.dtype(dtype), np.random.default_rng(seed)
@@ -226,7 +236,8 @@ class SAC:
         obs = np.asarray(obs, self.dtype)
         if obs.ndim not in (1, 2) or obs.shape[-1] != self.obs_dim:
             raise ValueError(f"obs must have shape ({self.obs_dim},) or (N, {self.obs_dim}), got {obs.shape}")
-        return self.to_environment(self.sample(np.atleast_2d(obs), deterministic).reshape(*obs.shape[:-1], self.action_dim))
+        action = self.to_environment(self.sample(np.atleast_2d(obs), deterministic))
+        return action if obs.ndim == 2 else action[0]
 
     def sample(self, obs, deterministic=False):
         """Action in the tanh frame.  obs (N, obs_dim) -> (N, A)."""
@@ -313,15 +324,13 @@ class SAC:
 
         Adam's means are not kept: update after load would start them, and the learning rate, afresh.
         """
-        path = Path(path)
         about = {"obs_dim": self.obs_dim, "dtype": self.dtype.name, "settings": asdict(self.settings),
                  "rng": self.rng.bit_generator.state}
-        part = path.with_name(path.name + ".part")
+        part = Path(f"{path}.part")
         try:
             with open(part, "wb") as file:
-                np.savez(file, about=json.dumps(about), low=self.low, high=self.high,
-                         actor=self.actor.theta, critic=self.critic.theta, critic_target=self.critic_target.theta,
-                         log_alpha=self.log_alpha)
+                np.savez(file, about=json.dumps(about), low=self.low, high=self.high, log_alpha=self.log_alpha,
+                         actor=self.actor.theta, critic=self.critic.theta, critic_target=self.critic_target.theta)
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
@@ -329,37 +338,21 @@ class SAC:
     @classmethod
     def load(cls, path):
         """The agent that save wrote: it acts bitwise as before.  ValueError if the file is damaged or something else."""
-        content = Path(path).read_bytes()
+        content = io.BytesIO(Path(path).read_bytes())
         try:
-            data = dict(np.load(io.BytesIO(content), allow_pickle=False))
+            data = dict(np.load(content, allow_pickle=False))
             about = json.loads(str(data["about"]))
             settings = Settings(**{**about["settings"], "hidden": tuple(about["settings"]["hidden"])})
             agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=about["dtype"])
             for name in ("actor", "critic", "critic_target"):
+                getattr(agent, name).theta[:] = data[name]
                 check_finite(name, data[name])
-                theta = getattr(agent, name).theta
-                theta[:] = data[name].reshape(theta.shape)
-            agent.log_alpha[...] = data["log_alpha"]
+            agent.log_alpha[:] = data["log_alpha"]
             check_finite("temperature", agent.alpha)
             agent.rng.bit_generator.state = about["rng"]
         except Exception as error:                                          # every way in which a file can be damaged
             raise ValueError(f"{path} is not a whole file written by SAC.save ({error})") from None
         return agent
-
-
-def check_settings(s):
-    """ValueError for settings with which nothing can be learned."""
-    whole = ("batch_size", "warmup", "random_steps", "buffer_size")
-    for name in whole + ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale"):
-        value = getattr(s, name)
-        if not math.isfinite(value) or value < 0 or (value == 0 and name != "random_steps"):
-            raise ValueError(f"setting {name} must be a positive number, got {value}")
-        if name in whole and not isinstance(value, int):
-            raise ValueError(f"setting {name} must be a whole number, got {value}")
-    if not 0 <= s.gamma < 1 or s.tau > 1:
-        raise ValueError(f"settings need 0 ≤ gamma < 1 and tau ≤ 1, got {s.gamma} and {s.tau}")
-    if not isinstance(s.hidden, (tuple, list)) or not s.hidden or not all(isinstance(n, int) and n > 0 for n in s.hidden):
-        raise ValueError(f"setting hidden must be a tuple of widths, Python integers of 1 or more, got {s.hidden!r}")
 
 
 def check_finite(name, value):
@@ -422,8 +415,6 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             next_obs = agent.checked(next_obs)
-            if np.ndim(reward):
-                raise ValueError(f"the reward must be a number, got {reward!r}")
             check_finite("reward", np.float32(reward))                      # as the buffer will hold it
             buffer.add(obs, a, reward, next_obs, terminated)
             obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)
@@ -440,30 +431,27 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
                     log[name].append(value)
             if progress:
                 progress(step, agent, log)
-    except (FloatingPointError, ValueError) as error:
-        kind = FloatingPointError if isinstance(error, FloatingPointError) else ValueError
-        raise kind(f"training stopped at step {step}: {error}") from error
+    except FloatingPointError as error:
+        raise FloatingPointError(f"training stopped at step {step}: {error}") from error
 
 
 def evaluate(agent, env, seeds):
     """Returns (len(seeds),) of the deterministic policy, undiscounted, one episode from each env.reset(seed=…).
 
     env must end its episodes, by itself or by a time limit.  ValueError if agent was made for other bounds or sizes;
-    FloatingPointError if an observation or an action is not finite.
+    FloatingPointError if an action is not finite.
     """
     returns = np.zeros(len(seeds))
     with environment(env) as env:
-        box = env.action_space
-        bounds = agent.low.astype(box.dtype), agent.high.astype(box.dtype)
-        if env.observation_space.shape != (agent.obs_dim,) or not np.array_equal(bounds, (box.low, box.high)):
-            raise ValueError(f"the agent is of another environment: it takes {agent.obs_dim} numbers and acts between "
-                             f"{agent.low} and {agent.high}, not {env.observation_space} and {box}")
+        box, n = env.action_space, agent.obs_dim
+        low, high = agent.low.astype(box.dtype), agent.high.astype(box.dtype)
+        if env.observation_space.shape != (n,) or not (np.array_equal(low, box.low) and np.array_equal(high, box.high)):
+            raise ValueError(f"the agent is of another environment: it observes {n} numbers and acts between {low} and {high}, not "
+                             f"{env.observation_space} and {box}")
         for i, seed in enumerate(seeds):
-            obs, _ = env.reset(seed=int(seed))
-            done = False
+            (obs, _), done = env.reset(seed=int(seed)), False
             while not done:
-                action = agent.act(agent.checked(obs), deterministic=True).astype(box.dtype)
-                obs, reward, terminated, truncated, _ = env.step(action)
+                obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True).astype(box.dtype))
                 returns[i] += reward
                 done = terminated or truncated
     return returns
@@ -471,43 +459,32 @@ def evaluate(agent, env, seeds):
 
 # --- Command line -----------------------------------------------------------------------------------------------------
 
-def bare_products(agent, batch_size):
-    """The matrix products of one update, without the sums for d_biases: triples x, y and where x @ y goes.
-
-    dx of a layer with one output is no such product: backward multiplies elementwise there.
-    """
+def bare_products(agent, N):
+    """The matrix products of one update, as triples x, y, out for np.matmul; without the sums for d_biases."""
     for net, n_forward, n_first_dx in ((agent.actor, 2, 0), (agent.critic, 3, 1)):          # and one dW of each layer
         for i, W in enumerate(net.weights):
-            x, y = (np.zeros((*W.shape[:-2], batch_size, n), W.dtype) for n in W.shape[-2:])
+            x, y = (np.zeros((*W.shape[:-2], N, n), W.dtype) for n in W.shape[-2:])
             yield from n_forward * [(x, W, y)]                                              # y = x W
             yield x.swapaxes(-1, -2), y, np.zeros_like(W)                                   # dW = xᵀ dy
-            if W.shape[-1] > 1:
-                yield from (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]      # dx = dy Wᵀ
+            yield from (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]  # dx = dy Wᵀ
 
 
 def benchmark():
     """Print the time of one update beside that of its matrix products alone, of one environment step, and the memory."""
-    seconds = lambda f, n: min(timeit.repeat(f, number=n, repeat=7)) / n
+    milliseconds = lambda f, n=100: 1e3 * min(timeit.repeat(f, number=n, repeat=9)) / n
     with environment("Pendulum-v1") as env:
         env.reset(seed=0)
-        print(f"one step of Pendulum-v1: {1e3 * seconds(lambda: env.unwrapped.step(np.zeros(1)), 1000):.3f} ms")
-    for hidden, batch_size, n in (((64, 64), 128, 300), ((256, 256), 256, 30)):
-        agent = SAC(3, [-2], [2], Settings(hidden=hidden, batch_size=batch_size))
-        buffer = ReplayBuffer(10_000, agent.obs_dim, agent.action_dim)
+        print(f"one step of Pendulum-v1: {milliseconds(lambda: env.unwrapped.step(np.zeros(1))):.3f} ms")
+    for hidden, N in (((64, 64), 128), ((256, 256), 256)):
+        agent, buffer = SAC(3, [-2], [2], Settings(hidden=hidden)), ReplayBuffer(10_000, 3, 1)
         for row in agent.rng.uniform(-1, 1, (10_000, 8)):
             buffer.add(row[:3], row[3], row[4], row[5:], False)
-        triples = [*bare_products(agent, batch_size)]
-        update = seconds(lambda: agent.update(buffer.sample(batch_size, agent.rng)), n)
-        products = seconds(lambda: [np.matmul(x, y, out=out) for x, y, out in triples], n)
-        print(f"hidden {hidden}, batch {batch_size}: one update {1e3 * update:.3f} ms, its matrix products "
-              f"{1e3 * products:.3f} ms, ratio {update / products:.2f}; replay buffer "
-              f"{buffer.rows.nbytes / 2**20:.1f} MB per 10 000 steps")
-    try:
-        import resource
-        unit = 2**20 if sys.platform == "darwin" else 2**10                 # macOS counts bytes, Linux kilobytes
-        print(f"memory of the process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit:.0f} MB at its peak")
-    except ImportError:                                                     # not on Windows
-        pass
+        triples = [*bare_products(agent, N)]
+        update = milliseconds(lambda: agent.update(buffer.sample(N, agent.rng)))
+        products = milliseconds(lambda: [np.matmul(x, y, out=out) for x, y, out in triples])
+        print(f"hidden {hidden}, batch {N}: one update {update:.3f} ms, its matrix products {products:.3f} ms, ratio "
+              f"{update / products:.2f}; memory: networks {agent.actor.theta.nbytes + 2 * agent.critic.theta.nbytes:,} bytes, "
+              f"replay buffer {buffer.rows.nbytes:,} bytes per 10 000 steps")
 
 
 def progress_line(n_steps):
@@ -539,11 +516,8 @@ def main():
     try:
         if args.benchmark:
             return benchmark()
-        if args.save:
-            if args.save.is_dir():
-                raise IsADirectoryError(f"cannot write {args.save}: it is a folder")
-            part = args.save.with_name(args.save.name + ".part")            # what agent.save will write first:
-            open(part, "xb").close(), part.unlink()                         # better an error now than after training
+        if args.save and (args.save.is_dir() or not os.access(args.save.parent, os.W_OK)):  # better now than after training
+            raise OSError(f"cannot write {args.save}")
         if args.load is not None:
             agent = SAC.load(args.load)
         else:
