@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import sac_numpy                                  # first: it sets the number of BLAS threads before numpy is imported
@@ -231,11 +232,13 @@ def _train_seed(seed, n_steps):
 @functools.cache
 def trained(n_seeds, n_steps):
     """Agents and logs of seeds 0 … n_seeds − 1, trained in parallel processes, with a progress line."""
-    quiet = signal.signal, (signal.SIGINT, signal.SIG_IGN)                  # Ctrl-C is the parent's, which ends the workers
-    with multiprocessing.Pool(min(os.cpu_count(), n_seeds), *quiet) as pool:
+    others, quiet = set(multiprocessing.active_children()), (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
+    with ProcessPoolExecutor(min(os.cpu_count(), n_seeds), initializer=signal.signal, initargs=quiet) as pool:
         try:
-            return list(pool.imap(functools.partial(_train_seed, n_steps=n_steps), range(n_seeds)))
+            return list(pool.map(_train_seed, range(n_seeds), n_seeds * [n_steps]))
         finally:
+            for worker in set(multiprocessing.active_children()) - others:  # whose work is done, or no longer wanted
+                worker.kill()
             print(file=sys.stderr)
 
 

@@ -20,20 +20,23 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def _finite(name, x, ndim=None):
+def _finite(name, x, *shape):
+    """x as an array of finite numbers: of the shape given, where None is any length, or of any shape but ()."""
     x = np.asarray(x, dtype=float)
-    if not np.isfinite(x).all() or (ndim is not None and x.ndim != ndim):
-        raise ValueError(f"{name} must be finite{ndim and f', with {ndim} dimension(s)' or ''}, got shape {x.shape}: {x}")
+    fits = not shape or (x.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, x.shape)))
+    if not np.isfinite(x).all() or x.size == 0 or x.ndim == 0 or not fits:
+        wanted = f" of shape {shape} (None: any length)" if shape else ""
+        raise ValueError(f"{name} must be a non-empty array of finite numbers{wanted}, got shape {x.shape}: {x}")
     return x
 
 
-def _like(p, name, x):
-    """x as a finite array of p's shape."""
-    x = _finite(name, x)
+def _over(like, name, x):
+    """x as a finite array that broadcasts to the shape of `like`."""
+    x = _finite(name, np.atleast_1d(x))
     try:
-        return np.broadcast_to(x, p.shape)
+        return np.broadcast_to(x, like.shape)
     except ValueError:
-        raise ValueError(f"{name} must broadcast to the shape {p.shape}, got {x.shape}") from None
+        raise ValueError(f"{name} must broadcast to the shape {like.shape}, got {x.shape}") from None
 
 
 def _temperature(alpha):
@@ -47,7 +50,7 @@ def _temperature(alpha):
 def entropy(p, log_base=0.0):
     """H(p) = −Σ p (log p − log_base) over the last axis, in nats, with 0 log 0 = 0.  p: (..., n) -> (...)."""
     p = _finite("p", p)
-    log_base = _like(p, "log_base", log_base)
+    log_base = _over(p, "log_base", log_base)
     if p.min() < 0 or np.abs(p.sum(-1) - 1).max() > 1e-9:
         raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis, to within 1e-9")
     return np.sum(p * (log_base - np.log(p, out=np.zeros_like(p), where=p > 0)), axis=-1)
@@ -56,7 +59,7 @@ def entropy(p, log_base=0.0):
 def _gibbs(Q, alpha, log_base):
     """max Q, log Σ exp((Q − max Q)/α + log_base), and the normalised weights: what Eq. 16 and 17 are made of."""
     Q = _finite("Q", Q)
-    log_base = _like(Q, "log_base", log_base)
+    log_base = _over(Q, "log_base", log_base)
     Q_max = Q.max(-1, keepdims=True)
     if alpha == 0:                                                          # the hard limit: ties share by base measure
         z = np.where(Q == Q_max, 0.0, -np.inf) + log_base
@@ -86,7 +89,7 @@ def boltzmann_policy(Q, alpha, log_base=0.0):
 def regularised_value(pi, Q, alpha, log_base=0.0):
     """E_π[Q] + α H(π): what the Boltzmann policy maximises, and V when it does.  pi, Q: (..., A) -> (...)."""
     pi = _finite("pi", pi)
-    return np.sum(pi * _like(pi, "Q", Q), axis=-1) + _temperature(alpha) * entropy(pi, log_base)    # Eq. 24; Eq. 15 at π*
+    return np.sum(pi * _over(pi, "Q", Q), axis=-1) + _temperature(alpha) * entropy(pi, log_base)    # Eq. 24; Eq. 15 at π*
 
 
 def canonical_free_energy(p, E, beta):
@@ -97,7 +100,7 @@ def canonical_free_energy(p, E, beta):
     if not (np.isscalar(beta) and beta > 0):
         raise ValueError(f"beta must be a positive number, got {beta!r}")
     p = _finite("p", p)
-    return np.sum(p * _like(p, "E", E), axis=-1) - entropy(p) / beta        # Eq. 25
+    return np.sum(p * _over(p, "E", E), axis=-1) - entropy(p) / beta        # Eq. 25
 
 
 # --- Maximum entropy under constraints --------------------------------------------------------------------------------
@@ -110,10 +113,9 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
     solves it: the means must lie strictly inside the convex hull of the features, and the features be independent; where
     the covariance's smallest eigenvalue falls below 1e-12 (features scaled to 1), they count as on its edge.
     """
-    f, means = _finite("features", features, 2), _finite("means", means, 1)
+    f = _finite("features", features, None, None)
     K = f.shape[1]
-    if means.shape != (K,):
-        raise ValueError(f"means must hold one number per feature, ({K},), got {means.shape}")
+    means = _finite("means", means, K)
     f = f - means                                                           # then log Z alone is the dual
     reach, lam = np.abs(f).max(axis=0) + 1e-300, np.zeros(K)                # largest |f_k|; 1/reach_k is the unit of λ_k
     dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base)
@@ -150,14 +152,13 @@ class MDP:
     gamma: float
 
     def __post_init__(self):
-        self.reward, self.probability = _finite("reward", self.reward, 2), _finite("probability", self.probability, 3)
-        self.successor, self.gamma = np.asarray(self.successor), float(self.gamma)
-        S, P, successor = len(self.reward), self.probability, self.successor
-        if P.shape[:2] != self.reward.shape or successor.shape != P.shape:
-            raise ValueError(f"reward {self.reward.shape}, successor {successor.shape} and probability {P.shape} must have the "
-                             "shapes (S, A), (S, A, K) and (S, A, K)")
-        if successor.dtype.kind not in "iu" or successor.min() < 0 or successor.max() >= S:
-            raise ValueError(f"successor must hold integers from 0 to {S - 1}")
+        self.reward = _finite("reward", self.reward, None, None)
+        S, A = self.reward.shape
+        P = self.probability = _finite("probability", self.probability, S, A, None)
+        successor, self.gamma = np.asarray(self.successor), float(self.gamma)
+        if successor.shape != P.shape or successor.dtype.kind not in "iu" or successor.min() < 0 or successor.max() >= S:
+            raise ValueError(f"successor must hold integers from 0 to {S - 1}, of shape {P.shape}, got shape {successor.shape}")
+        self.successor = successor.astype(int)                              # uint64 beside int64 would become float
         if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # V multiplies an error here by 1/(1 − γ)
             raise ValueError("probability must be nowhere negative and of sum 1 over its last axis, to within 1e-9")
         if not 0 <= self.gamma <= 1:
@@ -170,9 +171,9 @@ def return_and_entropy(mdp, pi, log_base=0.0):
     E Σ γ^t r_t is Eq. 9.  log_base: see entropy.  ValueError if gamma = 1: the sums need not exist.
     """
     S, A, K = mdp.successor.shape
-    pi = _finite("pi", pi)
-    if mdp.gamma == 1 or pi.shape != (S, A):
-        raise ValueError(f"an infinite horizon needs gamma < 1, and pi the shape {S, A}; got {mdp.gamma}, {pi.shape}")
+    pi = _finite("pi", pi, S, A)
+    if mdp.gamma == 1:
+        raise ValueError("an infinite horizon needs gamma < 1")
     P = np.zeros((S, S))                                                    # P(s'|s) under π
     np.add.at(P, (np.arange(S)[:, None, None], mdp.successor), pi[:, :, None] * mdp.probability)
     now = np.stack((np.sum(pi * mdp.reward, axis=1), entropy(pi, log_base)), axis=1)
@@ -187,7 +188,7 @@ def soft_policy_evaluation(mdp, pi, alpha, log_base=0.0):
 
 def soft_backup(mdp, V):
     """Q = r + γ E[V(s')].  V: (S,) -> (S, A).  With V = max_a Q in place of Eq. 16 this is the hard Bellman equation."""
-    V = _like(mdp.reward[:, 0], "V", V)
+    V = _finite("V", V, len(mdp.reward))
     return mdp.reward + mdp.gamma * np.einsum("sak,sak->sa", mdp.probability, V[mdp.successor])     # Eq. 14
 
 
@@ -255,12 +256,13 @@ def policy_flow(pi0, Q, alpha, times):
     deterministic, so not Langevin dynamics.  In the Wasserstein metric Eq. 13 is the Fokker–Planck equation Eq. 3 in
     action space, with V = −Q and kT = α.
     """
-    pi0, t = _finite("pi0", pi0, 1), _finite("times", times, 1)[:, None]
+    pi0, t = _finite("pi0", pi0, None), _finite("times", times, None)[:, None]
+    Q = _finite("Q", Q, len(pi0))
     entropy(pi0)                                                            # refuses what is not a distribution
     if (pi0 == 0).any():
         raise ValueError("pi0 must be positive everywhere: the flow never revives an action")
     gain = -np.expm1(-t * alpha) / alpha if _temperature(alpha) else t      # (1 − e^{−αt})/α, and its limit at α = 0
-    return boltzmann_policy(np.exp(-t * alpha) * np.log(pi0) + gain * _like(pi0, "Q", Q), 1.0)          # Eq. 13
+    return boltzmann_policy(np.exp(-t * alpha) * np.log(pi0) + gain * Q, 1.0)   # Eq. 13, as a softmax
 
 
 # --- Pendulum-v1, exactly ---------------------------------------------------------------------------------------------
@@ -319,9 +321,10 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
     Backward induction on the grid (Eq. 14 with γ = 1 and the hard maximum), then greedy steps on the true dynamics: so
     each number is a return that was really reached, a lower bound of the optimum.
     """
-    theta, theta_dot = _finite("thetas", thetas, 1), _finite("theta_dots", theta_dots, 1)
-    if theta.shape != theta_dot.shape or n_steps < 1:
-        raise ValueError(f"need starts of one shape and n_steps ≥ 1, got {theta.shape}, {theta_dot.shape} and {n_steps}")
+    theta = _finite("thetas", thetas, None)
+    theta_dot = _finite("theta_dots", theta_dots, len(theta))
+    if n_steps < 1:
+        raise ValueError(f"n_steps must be at least 1, got {n_steps}")
     mdp = pendulum_mdp(n_theta, n_theta_dot, n_torque, gamma=1.0, spacing="uniform")
     values = [np.zeros(n_theta * n_theta_dot)]
     for _ in range(n_steps - 1):

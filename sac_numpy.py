@@ -54,7 +54,10 @@ class Settings:
     def __post_init__(self):
         above_0 = ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale")
         whole = {"batch_size": 1, "warmup": 1, "random_steps": 0, "buffer_size": 1}
-        for name, value in vars(self).items():
+        for name, value in list(vars(self).items()):
+            if isinstance(value, (np.generic, np.ndarray)) and np.ndim(value) == 0:
+                value = value.item()                                        # a NumPy float64 would make all arithmetic float64
+                object.__setattr__(self, name, value)
             if name in above_0 and not 0 < value < math.inf:
                 raise ValueError(f"setting {name} must be a positive number, got {value}")
             if name in whole and not (isinstance(value, int) and value >= whole[name]):
@@ -126,7 +129,8 @@ class MLP:
                 np.matmul(x.swapaxes(-1, -2), dy, out=d_weights[i])         # y = x W + b:  dW = xᵀ dy
                 np.matmul(ones, dy, out=d_biases[i])                        # db = Σ dy over the batch (faster than sum)
             if i > 0 or with_x:
-                dx = dy @ W.swapaxes(-1, -2)                                # dx = dy Wᵀ
+                WT = W.swapaxes(-1, -2)
+                dx = dy @ WT if W.shape[-1] > 1 else dy * WT                # dx = dy Wᵀ (the same; for one column faster)
             if i > 0:
                 dy = dx * x / root                                          # x = (z + root)/2 has the slope dx/dz = x/root
         if with_x and dx.ndim > cache[0][0].ndim:
@@ -415,6 +419,8 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
             action = agent.to_environment(a).astype(env.action_space.dtype)
             next_obs, reward, terminated, truncated, _ = env.step(action)
             next_obs = agent.checked(next_obs)
+            if np.ndim(reward):
+                raise ValueError(f"the reward must be a number, got {reward!r}")
             check_finite("reward", np.float32(reward))                      # as the buffer will hold it
             buffer.add(obs, a, reward, next_obs, terminated)
             obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)
@@ -439,7 +445,7 @@ def evaluate(agent, env, seeds):
     """Returns (len(seeds),) of the deterministic policy, undiscounted, one episode from each env.reset(seed=…).
 
     env must end its episodes, by itself or by a time limit.  ValueError if agent was made for other bounds or sizes;
-    FloatingPointError if an action is not finite.
+    FloatingPointError if an observation or an action is not finite.
     """
     returns = np.zeros(len(seeds))
     with environment(env) as env:
@@ -451,7 +457,8 @@ def evaluate(agent, env, seeds):
         for i, seed in enumerate(seeds):
             (obs, _), done = env.reset(seed=int(seed)), False
             while not done:
-                obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True).astype(box.dtype))
+                action = agent.act(agent.checked(obs), deterministic=True).astype(box.dtype)
+                obs, reward, terminated, truncated, _ = env.step(action)
                 returns[i] += reward
                 done = terminated or truncated
     return returns
@@ -466,7 +473,8 @@ def bare_products(agent, N):
             x, y = (np.zeros((*W.shape[:-2], N, n), W.dtype) for n in W.shape[-2:])
             yield from n_forward * [(x, W, y)]                                              # y = x W
             yield x.swapaxes(-1, -2), y, np.zeros_like(W)                                   # dW = xᵀ dy
-            yield from (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]  # dx = dy Wᵀ
+            if W.shape[-1] > 1:                                                             # else backward needs no product
+                yield from (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]      # dx = dy Wᵀ
 
 
 def benchmark():
@@ -516,8 +524,11 @@ def main():
     try:
         if args.benchmark:
             return benchmark()
-        if args.save and (args.save.is_dir() or not os.access(args.save.parent, os.W_OK)):  # better now than after training
-            raise OSError(f"cannot write {args.save}")
+        if args.save:
+            if args.save.is_dir():
+                raise IsADirectoryError(f"cannot write {args.save}: it is a folder")
+            part = Path(f"{args.save}.part")                                # what agent.save will write first:
+            open(part, "xb").close(), part.unlink()                         # better an error now than after training
         if args.load is not None:
             agent = SAC.load(args.load)
         else:

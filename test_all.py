@@ -218,7 +218,8 @@ def test_bad_physics_is_refused_before_a_number_is_drawn_and_a_step_that_blows_u
     passage = partial(refuses, L.mean_first_passage_time, dict(V=L.double_well, a=0.0, b=1.0, kT=1.0))
     passage("{} must be a positive number", kT=NOT_POSITIVE, gamma=NOT_POSITIVE)
     passage("b must lie to the right of a", a=(1.0, 2.0, -np.inf, np.nan))
-    passage("{} must grow", V=(lambda x: x, lambda x: np.log(1 + x * x) / 2, lambda x: 60 * (1 - np.exp(-x * x)), np.cos))
+    slow = lambda x: 0.75 * np.log(1 + x * x)                               # a mean exists, but too much of it lies far out
+    passage("{} must grow", V=(lambda x: x, lambda x: np.log(1 + x * x) / 2, slow, lambda x: 60 * (1 - np.exp(-x * x)), np.cos))
     passage("{} must return", V=[lambda x, bad=bad: np.where(x > 0.5, bad, x * x) for bad in (np.nan, np.inf)])
     path = partial(refuses, L.onsager_machlup_action, dict(path=[0, 1], dt=1, grad_V=abs, curvature=abs, kT=1))
     path("{} must be a positive number", kT=NOT_POSITIVE, dt=NOT_POSITIVE)
@@ -234,7 +235,7 @@ simplex = lambda k, *n: RNG(1).dirichlet(np.ones(k), n)
 
 def random_mdp(gamma=0.9, S=7, A=3, K=2):
     r = RNG(0)
-    return M.MDP(r.normal(size=(S, A)), r.random((S, A, S)).argsort(2)[..., :K], simplex(K, S, A), gamma)
+    return M.MDP(r.normal(size=(S, A)), r.random((S, A, S)).argsort(2)[..., :K].astype("u8"), simplex(K, S, A), gamma)
 
 @pytest.mark.parametrize("alpha, log_base", [(x, base) for x in (0.1, 0.5, 1.0, 2.0, 5.0) for base in (0.0, BASE5)])
 def test_boltzmann_policy_is_the_unique_solution_and_its_entropy_rises_with_temperature(alpha, log_base):
@@ -297,6 +298,9 @@ def test_the_soft_maximum_overestimates_more_than_the_hard_one_and_the_minimum_o
     assert near(F.overestimation(alphas, n_draws=n), exact, 4 / np.sqrt(n)), "no standard deviation is above 1"
     assert min(soft) > hard > exact[2:].max() and min(np.diff(soft)) > 0 > np.diff(exact[2:]).max()
     assert (smaller < one / 2).all() and smaller[0] > 0 > smaller[-1]
+    soft, average = exact_means(np.zeros(10), 10**0.8)                      # the figure's last α, and its dotted theory
+    drawn = [line.get_ydata()[-1] for line in F.figure_overestimation(None).axes[0].lines]
+    assert np.allclose(drawn[-3:], (hard, soft - 10**0.8 * np.log(10), average), rtol=0.01)
     added = [exact_means(Q, alpha)[0] - M.soft_value(Q, alpha) for Q in [np.array((3.0, 0.0))] for alpha in (0.5, 1, 2, 5)]
     assert added[0] < added[1] < added[2] > added[3] > 0, "where one action is better, what noise adds first grows with α"
 
@@ -366,13 +370,15 @@ def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iterati
     flat = replace(mdp, reward=np.ones((7, 3)))                             # here the bound is attained
     assert near(M.soft_value_iteration(flat, alpha)[1], 1 / (1 - gamma) + bound, 2e-9)
 
-def test_value_iteration_is_as_exact_as_promised_where_nothing_mixes_and_stops_once_only_rounding_is_left():
+def test_value_iteration_is_as_exact_as_promised_where_nothing_mixes_and_stops_once_only_rounding_is_left(monkeypatch):
     """One action, two states that lead to themselves: V = ±100, and the change of a sweep shrinks by γ at most."""
     apart = M.MDP([[1.0], [-1.0]], [[[0]], [[1]]], np.ones((2, 1, 1)), 0.99)
     for tol in (0.1, 1e-9):
         assert 0.9 * tol < 100 - M.soft_value_iteration(apart, 1.0, tol=tol)[1][0] < tol, "as exact as asked for, and no more"
-    V = M.soft_value_iteration(mdp := random_mdp(0.9999), 0.5, tol=0)[1]
-    assert near(M.soft_value(M.soft_backup(mdp, V), 0.5), V, 1e-11 * V.max())
+    sweeps, backup, mdp = [], M.soft_backup, random_mdp(0.9999)
+    monkeypatch.setattr(M, "soft_backup", lambda mdp, V: sweeps.append(V) or backup(mdp, V))
+    V = M.soft_value_iteration(mdp, 0.5, tol=0)[1]
+    assert len(sweeps) < 1000 and near(M.soft_value(backup(mdp, V), 0.5), V, 1e-11 * V.max())
 
 def soft_paths(mdp, alphas):                                                # backward induction, Eq. 14, 16, 17
     (paths, returns, log_p), V, P = M.enumerate_paths(mdp, 0, len(alphas)), np.zeros(len(mdp.reward)), 1.0
@@ -510,7 +516,7 @@ def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong():
     refuses(M.canonical_free_energy, dict(p=[1.0], E=[1.0], beta=1), "{} must", beta=(0, [1]), E=([1, 2],))
     full, half = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
     good = dict(reward=half, successor=full(0), probability=full(0.5), gamma=0.9)
-    refuses(M.MDP, good, "{}", reward=(np.ones(2), np.ones((2, 3)), half * np.nan), gamma=(-0.1, 1.1, np.nan),
+    refuses(M.MDP, good, "{}", reward=(np.ones(2), half * np.nan), gamma=(-0.1, 1.1, np.nan),
             successor=(full((0, -1)), full((0, 2)), full(0.0), full(0)[0]),
             probability=(full(0.4), full((-0.5, 1.5)), full(0.5)[0], full(0.5 + 1e-8)))
     mdp, endless = M.MDP(**good), M.MDP(**good | dict(gamma=1))
@@ -700,7 +706,7 @@ def test_temperature_falls_while_entropy_exceeds_its_target_rests_at_it_and_stay
     assert np.sign(agent.alpha - before) == sign, f"H = {H}: α went from {before} to {agent.alpha}"
     assert S.SAC(3, [-1], [1], replace(SMALL, target_entropy=-0.5)).target_entropy == -0.5
 
-def test_update_steps_critics_actor_and_temperature_then_averages_the_targets():
+def test_update_steps_critics_actor_and_temperature_then_averages_the_targets_and_stops_at_a_bad_gradient():
     """In this order, each once, on a fresh pair of noises; Polyak averaging keeps 1 − τ of the old target."""
     other, batch, _ = random_agent()
     agent = pickle.loads(pickle.dumps(other))                               # a copy learns on like the original, apart from it
@@ -715,14 +721,22 @@ def test_update_steps_critics_actor_and_temperature_then_averages_the_targets():
     other.critic_target.theta[:] = 0.1 * other.critic.theta + 0.9 * other.critic_target.theta
     assert near(parameters(agent), parameters(other), 1e-12) and agent.rng.random() == other.rng.random()
     assert metrics == dict(critic_loss=critic_loss, actor_loss=actor_loss, alpha=other.alpha, entropy=-log_prob.mean())
+    for name, bad in itertools.product(("actor", "critic"), (nan, 1e200)):  # the square of 1e200 is infinite
+        before = getattr(agent, name).theta.copy()
+        setattr(agent, f"{name}_loss", lambda *_: (0.0, before * bad, None)[:3 if name == "actor" else 2])
+        with pytest.raises(FloatingPointError, match=f"the {name}'s squared gradient is not finite: (nan|inf)"):
+            agent.update(batch)
+        assert np.array_equal(getattr(agent, name).theta, before), "the step was taken all the same"
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_refused(dtype, tmp_path, monkeypatch):
     """Deterministic, and with the noise that would have come next.  An interrupted save leaves the old file alone."""
-    agent, file, obs = S.SAC(3, [-1, 0], [3, 10], SMALL, 4, dtype), tmp_path / "agent.npz", RNG(7).normal(size=(5, 3))
+    settings = replace(SMALL, batch_size=np.int64(16), gamma=np.float64(0.9), learning_rate=np.array(5e-3), tune_alpha=np.True_)
+    agent, file, obs = S.SAC(3, [-1, 0], [3, 10], settings, 4, dtype), tmp_path / "agent.npz", RNG(7).normal(size=(5, 3))
     agent.act(obs), agent.save(file)
     loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
     assert np.array_equal(parameters(agent), parameters(loaded)) and loaded.settings == SMALL and loaded.dtype == dtype
+    assert type(settings.gamma) is float, "with NumPy's float64 the target, and all after it, would be float64"
     assert all(np.array_equal(agent.act(obs, mode), loaded.act(obs, mode)) for mode in (True, False, False))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(np, "savez", lambda f, **_: f.write(b"half") and ctrl_c())
@@ -831,22 +845,25 @@ def command(monkeypatch, capsys, tmp_path):
     return call
 
 @pytest.mark.parametrize("words, env, message", [
-    ("--steps 50", {}, "n_steps must"), ("--save no/a.npz", {}, "cannot write no"), ("--save .", {}, "cannot write ."),
+    ("--steps 50", {}, "n_steps must"), ("--save no/a.npz", {}, "No such.*no/a"), ("--save .", {}, "cannot write ."),
+    ("--save text/a.npz", {}, "Not a.*text"), ("--save mine", {}, ".*exists.*'mine.part'"), (f"--save {252 * 'x'}", {}, ".*long"),
     ("", dict(action_space=Box(0, inf, (1,))), "actions need finite bounds"), ("--load no", {}, "No such file.*'no'"),
     ("--load text", {}, "text is not a whole file"), ("--load other.npz", {}, "the agent is of another environment"),
     *(("--steps 190 --save a.npz", dict(events=events), message) for events, message in (
         ({160: lambda: {}["torque"]}, "'torque'"), ({160: lambda: ([0], 1.0)}, r"the observation must have shape \(2,\), got \(1,\)"),
         ({160: lambda: ([0, nan], 1.0)}, "training stopped at step 160: the observation is not finite"),
+        ({160: lambda: ([0, 0], np.ones(1))}, "the reward must be a number, got array"),
         ({160: lambda: ([0, 0], 1e39)}, "training stopped at step 160: the reward is not finite"),
         ({161: lambda: ([1e30, 0], 1.0)}, "training stopped at step 162: the action is not finite"),
         (dict.fromkeys(range(51, 191), lambda: ([1e15, 0], 1.0)), r"training.*\d: the critic's squared gradient is not finite")))])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")                       # on purpose: numbers that overflow
 def test_a_wrong_call_or_bad_number_prints_one_line_exits_with_2_and_leaves_no_file(words, env, message, command):
     """No traceback; what went wrong, in which step and quantity, on a line of its own; nothing half-written."""
-    AGENT.save("other.npz"), Path("text").write_text("a text")
+    AGENT.save("other.npz"), Path("text").write_text("a text"), Path("mine.part").write_text("of the user")
     status, out, lines = command(words, Toy(**env))
     assert status == 2 and not out and re.match(rf"sac_numpy.py: \w+: .*{message}", lines[-1]), lines
-    assert all(line.startswith("step ") for line in lines[:-1]) and {f.name for f in Path().iterdir()} == {"text", "other.npz"}
+    assert all(line.startswith("step ") for line in lines[:-1])
+    assert {f.name for f in Path().iterdir()} == {"text", "mine.part", "other.npz"}
 
 def test_command_line_shows_progress_trains_evaluates_saves_and_loads(command, monkeypatch):
     """A clock that gains 50 s per look: 2 steps/s leave 35 s for 70, then 1.4.  The loaded agent is evaluated alike."""
@@ -859,21 +876,27 @@ def test_command_line_shows_progress_trains_evaluates_saves_and_loads(command, m
     assert command("--load agent.npz", env := Toy(5)) == (None, out, []) and env.steps == 100 * 5
 
 def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypatch):
-    """Ctrl-C in the environment's step 80: the agent of 79 steps is saved."""
+    """Ctrl-C in the environment's step 80: the agent of 79 steps is saved.  In an update: the log has whole rows."""
     status, _, lines = command("--steps 200 --seed 3 --save a.npz", Toy(events={80: ctrl_c}))
     assert status == 130 and lines[-1].endswith("interrupted after 79 of 200 steps")
     kept = []
     S.train(Toy(), seed=3, n_steps=200, progress=lambda step, agent, log: step == 79 and kept.append(parameters(agent)))
     assert np.array_equal(parameters(S.SAC.load("a.npz")), kept[0])
+    monkeypatch.setattr(S.SAC, "update", ctrl_c)
+    _, log = S.train(Toy(), n_steps=200)
+    assert log["n_steps"] == 51 and {log[key].size for key in ("step", "critic_loss", "alpha", "entropy")} == {0}
 
 def test_benchmark_divides_the_time_of_an_update_by_that_of_its_matrix_products(monkeypatch, capsys):
-    """A clock that always says 3 ms.  Multiplications per layer: 4 of the actor, 6 of the critics, less first and last dx."""
-    monkeypatch.setattr(S.timeit, "repeat", lambda f, number, repeat: (f(), repeat * [0.003 * number])[1])
+    """Times that grow by 1 ms from call to call.  Multiplications per layer: 4 of actor, 6 of critics, less first and last dx."""
+    clock = itertools.count(1)
+    monkeypatch.setattr(S.timeit, "repeat", lambda f, number, repeat: (f(), [0.001 * number * next(clock)] * repeat)[1])
     S.benchmark()
-    assert capsys.readouterr().out.count("one update 3.000 ms, its matrix products 3.000 ms, ratio 1.00") == 2
-    products = S.bare_products(S.SAC(3, [-2], [2], replace(SMALL, hidden=(8, 6))), 10)
-    actor, critics = 3 * 3 * 8 + 4 * (8 * 6 + 6 * 2), 5 * 4 * 8 + 6 * (8 * 6 + 6)
-    assert sum(np.matmul(x, y, out=out).size * x.shape[-1] for x, y, out in products) == 10 * (actor + 2 * critics)
+    out, agent = capsys.readouterr().out, S.SAC(3, [-2], [2], replace(SMALL, hidden=(8, 6)))
+    assert re.findall(r"(\S+) ms, its matrix products (\S+) ms, ratio ([\d.]+)", out) == [
+        ("2.000", "3.000", "0.67"), ("4.000", "5.000", "0.80")]
+    assert "replay buffer 360,000 bytes per 10 000 steps" in out, "9 numbers of 4 bytes"
+    actor, critics = 3 * 3 * 8 + 4 * (8 * 6 + 6 * 2), 5 * 4 * 8 + 6 * 8 * 6 + 4 * 6
+    assert sum(np.matmul(x, y, out=out).size * x.shape[-1] for x, y, out in S.bare_products(agent, 10)) == 10 * (actor + 2 * critics)
 
 
 # === Where the modules meet ============================================================================================
@@ -940,6 +963,27 @@ def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
     for exact, odds in zip(expected, ((2 / 3, 1 / 2), (1 / 2, 0.1))):       # of the kept games at least 40 000 are risky
         assert near(F.lucky(1.0, *odds, generator, 10**6), exact, 4 * np.sqrt(0.25 / 40_000))
 
+def test_in_the_figure_of_fokker_planck_the_dots_follow_the_lines_and_the_free_energy_falls_to_its_minimum():
+    """Eq. 3 at kT = 0.5 from N(1, 0.15²), and F[p] = E[V] + kT E[log p] of what is drawn, also of the dots."""
+    left, right = F.figure_fokker_planck(None).axes
+    for line, dots, point in zip(left.lines[0:10:2], left.lines[1:10:2], right.lines):
+        (t,), (F_dots,), p = *point.get_data(), dots.get_ydata()
+        assert line.get_label() == f"t = {t:g}" and np.isclose(F_dots, L.free_energy(p, F.V, F.DX, 0.5), rtol=1e-9)
+        assert chi_square(np.repeat(F.X, np.round(p * F.DX * 10_000).astype(int)), line.get_ydata(), F.X) < 4
+        assert near(line.get_ydata(), modes(F.V, F.DX, 0.5, gaussian(F.X, 1, 0.15**2), [t])[1][0], 1e-8)
+    falling, lowest = (line.get_ydata() for line in right.lines[5:])
+    assert near(lowest, -0.5 * np.log(np.exp(-F.V / 0.5).sum() * F.DX), 1e-12)
+    assert (np.diff(falling) < 0).all() and falling[-1] - lowest[0] < 1e-3
+
+def test_in_the_figure_of_two_clocks_simulation_meets_the_spectral_gap_and_cold_theories_meet_each_other():
+    """C1.  The mean at τ/2 and τ gives τ to √(e² − e)/100/½ = 4.3 %: 10 000 particles near ±1, with that correlation.
+    At T = 0.1 the grid (dx = 0.05) shifts the gap by < 1 %, and Kramers errs by O(T)."""
+    lines = F.figure_two_clocks(None).axes[0].lines[:5]
+    inverse_T, (x, tau) = lines[0].get_xdata(), lines[4].get_data()
+    gap, passage, kramers, well = (line.get_ydata() for line in lines[:4])
+    assert near(tau / np.interp(x, inverse_T, gap), 1, 4 * 0.043) and len(x) == 5 and inverse_T[-1] == 10
+    assert near(gap[-1] / passage[-1], 1, 0.01) and near(kramers[-1] / passage[-1], 1, 0.1) and (well == 1 / 8).all()
+
 def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
     """C12: H falls from about 0.6 to H̄ = −1 (log 2 is the most a density on [−1, 1] can have): no special role for 0."""
     _, log = pendulum
@@ -963,6 +1007,22 @@ def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendul
         learned, true, difference = (ax.collections[0].get_array() for ax in row)
         assert near(np.ravel(true), z.reshape(101, 81).T.ravel(), 1e-9) and near(difference, learned - true, 1e-9)
         assert row[2].get_title().endswith(f"(correlation = {r:.2f})")
+    theta, omega = axes[0].lines[0].get_data()
+    assert near(omega**2 / 6, 5 * (1 - np.cos(theta)), 1e-9), "dashed: the energy of standing upright"
+
+def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_a_trained_critic_the_gaussian_only_one(pendulum, monkeypatch):
+    """C5, C8: the drawn policy is ∝ exp(Q/α) at the state and α of its title, and histograms differ from it by chance only."""
+    monkeypatch.setattr(F, "trained", lambda *_: [pendulum])
+    for ax in F.figure_action_langevin(SimpleNamespace(seeds=1, steps=6000)).axes:
+        theta, omega, alpha = map(float, re.findall(r"-?\d[\d.e-]*", ax.get_title()))
+        theta = np.linspace(-np.pi, np.pi, 61)[round((theta + np.pi) / (np.pi / 30))]
+        (a, pi), gauss = ax.lines[0].get_data(), ax.lines[1].get_ydata()
+        obs = np.tile([np.cos(theta), np.sin(theta), omega], (a.size, 1))
+        Q = pendulum[0].critic.forward(np.column_stack((obs, a)).astype(np.float32))[0][..., 0].min(axis=0)
+        assert abs(np.polyfit(Q, np.log(pi), 1)[0] * alpha - 1) < 0.05 and np.corrcoef(Q, np.log(pi))[0, 1] > 1 - 1e-9
+        assert (np.diff(np.sign(np.diff(gauss))) != 0).sum() <= 1 and near(gauss @ np.gradient(a), 1, 0.01), "one peak, mass 1"
+        drawn, bins, width = ax.patches[0].get_data().values, (pi[:-1] + pi[1:]).reshape(-1, 5).mean(axis=1) / 2, np.diff(a[::5])
+        assert np.abs(drawn - bins) @ width / 2 < 2 * np.sum(np.sqrt(2 / np.pi * bins * width / 5000)) / 2
 
 def test_the_training_figure_prints_and_draws_the_regret_of_each_seed(monkeypatch, capsys):
     """Made up: seed k loses 100, then 10 everywhere, at last 2k at 90 starts and 50 at ten."""
@@ -1036,6 +1096,11 @@ def test_a_module_copied_out_alone_runs_its_demonstration_where_simulation_agree
     lines = re.findall(r"simulated (\S+) \+- (\S+) +theory (\S+)", done.stdout)
     assert len(lines) == 10 * (module == "langevin")
     assert all(abs(float(simulated) - float(theory)) < 4 * float(error) for simulated, error, theory in lines)
+    if module == "maxent":
+        both = re.findall(r"formula \[(.*?)\] +(?:simulated|counted) \[(.*?)\]", done.stdout)
+        drawn, dice = (np.abs(np.subtract(*(np.array(x.split(), float) for x in pair))).max() for pair in both)
+        assert drawn < 4 * np.sqrt(0.25 / 100_000) and dice < 1 / 200, "200 dice are nearly as many as Eq. 5 needs"
+        assert float(done.stdout.split()[-1]) < 1e-12, "the largest difference of a path's probability"
 
 README = (HERE / "README.md").read_text("utf-8")
 ROWS = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in README.splitlines() if line.startswith("| ")]
