@@ -20,28 +20,19 @@ from dataclasses import dataclass
 import numpy as np
 
 
-def _finite(name, x, *shape):
-    """x as an array of finite numbers: of the shape given, where None is any length, or of any shape but ()."""
+def _finite(name, x, *shape, like=None):
+    """x as an array of finite numbers: of the shape given, where None is any length, or of the last axes of `like`."""
     x = np.asarray(x, dtype=float)
-    fits = not shape or (x.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, x.shape)))
-    if not np.isfinite(x).all() or x.size == 0 or x.ndim == 0 or not fits:
-        wanted = f" of shape {shape} (None: any length)" if shape else ""
-        raise ValueError(f"{name} must be a non-empty array of finite numbers{wanted}, got shape {x.shape}: {x}")
+    shape = shape if like is None else like.shape[like.ndim - x.ndim:]
+    if not np.isfinite(x).all() or shape and (x.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, x.shape))):
+        raise ValueError(f"{name} must be finite, of shape {shape or 'any'} (None: any length), got shape {x.shape}: {x}")
     return x
 
 
-def _over(like, name, x):
-    """x as a finite array that broadcasts to the shape of `like`."""
-    x = _finite(name, np.atleast_1d(x))
-    try:
-        return np.broadcast_to(x, like.shape)
-    except ValueError:
-        raise ValueError(f"{name} must broadcast to the shape {like.shape}, got {x.shape}") from None
-
-
 def _temperature(alpha):
-    if not (np.isscalar(alpha) and np.isfinite(alpha) and alpha >= 0):
-        raise ValueError(f"alpha must be a number, 0 or more, got {alpha!r}")
+    """alpha, a number of 0 or more."""
+    if np.ndim(alpha) or not 0 <= alpha < np.inf:
+        raise ValueError(f"alpha must be a number, 0 or more, got {alpha}")
     return alpha
 
 
@@ -50,22 +41,19 @@ def _temperature(alpha):
 def entropy(p, log_base=0.0):
     """H(p) = −Σ p (log p − log_base) over the last axis, in nats, with 0 log 0 = 0.  p: (..., n) -> (...)."""
     p = _finite("p", p)
-    log_base = _over(p, "log_base", log_base)
+    log_base = _finite("log_base", log_base, like=p)
     if p.min() < 0 or np.abs(p.sum(-1) - 1).max() > 1e-9:
-        raise ValueError("p must hold probabilities: nowhere negative, and of sum 1 over the last axis, to within 1e-9")
+        raise ValueError("p must hold a probability distribution: nowhere negative, of sum 1 over the last axis to within 1e-9")
     return np.sum(p * (log_base - np.log(p, out=np.zeros_like(p), where=p > 0)), axis=-1)
 
 
 def _gibbs(Q, alpha, log_base):
     """max Q, log Σ exp((Q − max Q)/α + log_base), and the normalised weights: what Eq. 16 and 17 are made of."""
     Q = _finite("Q", Q)
-    log_base = _over(Q, "log_base", log_base)
+    log_base = _finite("log_base", log_base, like=Q)
     Q_max = Q.max(-1, keepdims=True)
-    if alpha == 0:                                                          # the hard limit: ties share by base measure
-        z = np.where(Q == Q_max, 0.0, -np.inf) + log_base
-    else:
-        with np.errstate(over="ignore"):                                    # exp(−∞) = 0 is meant
-            z = (Q - Q_max) / alpha + log_base                              # subtract before dividing: safe at Q/α = 1e14
+    gap = Q - Q_max                                                         # subtract before dividing: safe at Q/α = 1e14
+    z = log_base + (gap / alpha if alpha else np.where(gap == 0, 0.0, -np.inf))             # α = 0: the best actions share
     z_max = z.max(-1, keepdims=True)
     weights = np.exp(z - z_max)
     total = weights.sum(-1, keepdims=True)
@@ -89,7 +77,8 @@ def boltzmann_policy(Q, alpha, log_base=0.0):
 def regularised_value(pi, Q, alpha, log_base=0.0):
     """E_π[Q] + α H(π): what the Boltzmann policy maximises, and V when it does.  pi, Q: (..., A) -> (...)."""
     pi = _finite("pi", pi)
-    return np.sum(pi * _over(pi, "Q", Q), axis=-1) + _temperature(alpha) * entropy(pi, log_base)    # Eq. 24; Eq. 15 at π*
+    EQ = np.sum(pi * _finite("Q", Q, like=pi), axis=-1)
+    return EQ + _temperature(alpha) * entropy(pi, log_base)                 # Eq. 24; Eq. 15 at π*
 
 
 def canonical_free_energy(p, E, beta):
@@ -97,10 +86,10 @@ def canonical_free_energy(p, E, beta):
 
     The chapter writes max.  This function is convex in p, so its maximum puts everything on the highest energy.
     """
-    if not (np.isscalar(beta) and beta > 0):
-        raise ValueError(f"beta must be a positive number, got {beta!r}")
+    if not beta > 0:
+        raise ValueError(f"beta must be a positive number, got {beta}")
     p = _finite("p", p)
-    return np.sum(p * _over(p, "E", E), axis=-1) - entropy(p) / beta        # Eq. 25
+    return np.sum(p * _finite("E", E, like=p), axis=-1) - entropy(p) / beta # Eq. 25
 
 
 # --- Maximum entropy under constraints --------------------------------------------------------------------------------
@@ -114,28 +103,26 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
     the covariance's smallest eigenvalue falls below 1e-12 (features scaled to 1), they count as on its edge.
     """
     f = _finite("features", features, None, None)
-    K = f.shape[1]
-    means = _finite("means", means, K)
-    f = f - means                                                           # then log Z alone is the dual
-    reach, lam = np.abs(f).max(axis=0) + 1e-300, np.zeros(K)                # largest |f_k|; 1/reach_k is the unit of λ_k
+    f = f - _finite("means", means, f.shape[1])                             # then log Z alone is the dual
+    reach, lam = np.abs(f).max(axis=0) + 1e-300, np.zeros(f.shape[1])
+    f = f / reach                                                           # from here on λ is in units of 1/reach
     dual = lambda lam: soft_value(-(f @ lam), 1.0, log_base)
     for _ in range(max_steps):
         p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
-        gradient = -(p @ f)
-        centred = (f - p @ f) / reach
-        hessian = (p[:, None] * centred).T @ centred                        # Cov[f], in units of reach
-        ridge = 1e-6 * np.abs(gradient / reach).max() + 1e-14 * np.trace(hessian) + 1e-300          # Cov -> 0 far out
-        step = np.linalg.solve(hessian + ridge * np.eye(K), -gradient / reach) / reach
+        gradient, centred = -(p @ f), f - p @ f
+        hessian = (p[:, None] * centred).T @ centred                        # Cov[f]
+        ridge = 1e-6 * np.abs(gradient).max() + 1e-14 * np.trace(hessian) + 1e-300          # Cov -> 0 far out
+        step = np.linalg.solve(hessian + ridge * np.eye(lam.size), -gradient)
         size, value = 1.0, dual(lam)
         while size > 1e-40 and dual(lam + size * step) > value + 1e-13 * (1 + abs(value)):
             size /= 2                                                       # far from the minimum a full step overshoots
         lam = lam + size * step
-        if np.abs(step * reach).max() < 1e-7:                               # Newton squares the error: 1e-14 is left
+        if np.abs(step).max() < 1e-7:                                       # Newton squares the error: 1e-14 is left
             if np.linalg.eigvalsh(hessian)[0] < 1e-12:                      # f has no spread in some direction: on the edge
                 break
-            return lam, boltzmann_policy(-(f @ lam), 1.0, log_base)
-    raise ValueError(f"found no p = exp(−λ·f)/Z of means {means} in {max_steps} steps: these must lie strictly inside the convex "
-                     f"hull of the features, {np.min(features, 0)} to {np.max(features, 0)}, which must be independent")
+            return lam / reach, boltzmann_policy(-(f @ lam), 1.0, log_base)
+    raise ValueError(f"found no p = exp(−λ·f)/Z of means {means} in {max_steps} steps: these must lie strictly inside the "
+                     f"convex hull of the features, {np.min(features, 0)} to {np.max(features, 0)}, which must be independent")
 
 
 # --- Finite Markov decision processes ---------------------------------------------------------------------------------
@@ -159,8 +146,7 @@ class MDP:
         if successor.shape != P.shape or successor.dtype.kind not in "iu" or successor.min() < 0 or successor.max() >= S:
             raise ValueError(f"successor must hold integers from 0 to {S - 1}, of shape {P.shape}, got shape {successor.shape}")
         self.successor = successor.astype(int)                              # uint64 beside int64 would become float
-        if P.min() < 0 or np.abs(P.sum(-1) - 1).max() > 1e-9:               # V multiplies an error here by 1/(1 − γ)
-            raise ValueError("probability must be nowhere negative and of sum 1 over its last axis, to within 1e-9")
+        entropy(P)                                                          # refuses what is not a distribution
         if not 0 <= self.gamma <= 1:
             raise ValueError(f"gamma must be a number between 0 and 1, got {self.gamma}")
 
@@ -219,12 +205,11 @@ def enumerate_paths(mdp, start, horizon):
     -> paths (n, 2T + 1), returns Σ γ^t r_t (n,), log Π p(s'|s, a) (n,).  A successor that is listed twice gives two
     paths, each with its part of the probability.
     """
-    S, A, K = mdp.successor.shape
-    if start not in range(S) or horizon < 0:
-        raise ValueError(f"start must be a state, 0 to {S - 1}, and horizon not negative, got {start} and {horizon}")
-    if (A * K) ** int(horizon) > 2_000_000:
-        raise ValueError(f"({A} · {K})^{horizon} paths are too many to enumerate; at most 2 000 000")
-    paths, returns, log_p = np.array([[int(start)]]), np.zeros(1), np.zeros(1)
+    if start not in range(len(mdp.reward)) or horizon < 0:
+        raise ValueError(f"start must be a state, and horizon not negative, got {start} and {horizon}")
+    if mdp.successor[0].size ** int(horizon) > 2_000_000:
+        raise ValueError(f"{mdp.successor[0].size}^{horizon} paths are too many to enumerate; at most 2 000 000")
+    paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
     for t in range(horizon):
         n, a, k = np.nonzero(mdp.probability[paths[:, -1]])                 # path n goes on by action a, successor k
         s = paths[n, -1]
@@ -259,7 +244,7 @@ def policy_flow(pi0, Q, alpha, times):
     pi0, t = _finite("pi0", pi0, None), _finite("times", times, None)[:, None]
     Q = _finite("Q", Q, len(pi0))
     entropy(pi0)                                                            # refuses what is not a distribution
-    if (pi0 == 0).any():
+    if pi0.min() == 0:
         raise ValueError("pi0 must be positive everywhere: the flow never revives an action")
     gain = -np.expm1(-t * alpha) / alpha if _temperature(alpha) else t      # (1 − e^{−αt})/α, and its limit at α = 0
     return boltzmann_policy(np.exp(-t * alpha) * np.log(pi0) + gain * Q, 1.0)   # Eq. 13, as a softmax
@@ -323,8 +308,6 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
     """
     theta = _finite("thetas", thetas, None)
     theta_dot = _finite("theta_dots", theta_dots, len(theta))
-    if n_steps < 1:
-        raise ValueError(f"n_steps must be at least 1, got {n_steps}")
     mdp = pendulum_mdp(n_theta, n_theta_dot, n_torque, gamma=1.0, spacing="uniform")
     values = [np.zeros(n_theta * n_theta_dot)]
     for _ in range(n_steps - 1):

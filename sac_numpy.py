@@ -18,7 +18,6 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
     os.environ.setdefault(_variable, "1")        # one BLAS thread is faster at these sizes; must precede import numpy
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -52,20 +51,17 @@ class Settings:
     buffer_size: int = 1_000_000        # transitions; older ones are overwritten
 
     def __post_init__(self):
-        above_0 = ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale")
-        whole = {"batch_size": 1, "warmup": 1, "random_steps": 0, "buffer_size": 1}
         for name, value in list(vars(self).items()):
-            if isinstance(value, (np.generic, np.ndarray)) and np.ndim(value) == 0:
-                value = value.item()                                        # a NumPy float64 would make all arithmetic float64
-                object.__setattr__(self, name, value)
-            if name in above_0 and not 0 < value < math.inf:
-                raise ValueError(f"setting {name} must be a positive number, got {value}")
-            if name in whole and not (isinstance(value, int) and value >= whole[name]):
-                raise ValueError(f"setting {name} must be a whole number, {whole[name]} or more, got {value}")
+            if hasattr(value, "item"):                                      # a NumPy float64 would make all arithmetic float64
+                object.__setattr__(self, name, value.item())
+        for name in ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale", "batch_size", "warmup", "buffer_size"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"setting {name} must be a positive number, got {getattr(self, name)}")
+        for name in ("batch_size", "warmup", "random_steps", "buffer_size"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise ValueError(f"setting {name} must be a whole number, not negative, got {getattr(self, name)}")
         if not 0 <= self.gamma < 1 or self.tau > 1:
             raise ValueError(f"settings need 0 ≤ gamma < 1 and tau ≤ 1, got {self.gamma} and {self.tau}")
-        if not isinstance(self.hidden, tuple) or not self.hidden or not all(isinstance(n, int) and n > 0 for n in self.hidden):
-            raise ValueError(f"setting hidden must be a tuple of widths, Python integers of 1 or more, got {self.hidden!r}")
 
 
 # --- Networks and their optimiser -------------------------------------------------------------------------------------
@@ -84,16 +80,13 @@ class MLP:
         ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
         self.layout = list(zip([0] + ends, ends, shapes))                   # start, end and shape of each part of theta
         self.theta = np.zeros(ends[-1], dtype)
-        self.weights, self.biases = self.views(self.theta)
         for W in self.weights:                                              # He et al. 2015: signals keep roughly their size
             W[...] = rng.normal(0, math.sqrt(2 / W.shape[-2]), W.shape)
         self.biases[0][...] = rng.uniform(-1, 1, self.biases[0].shape)      # spreads the first bends over the input
-        self.weights[-1] *= 0.1                                             # Q starts near 0, π near the middle
+        self.weights[-1][...] *= 0.1                                        # Q starts near 0, π near the middle
 
-    def __setstate__(self, state):
-        """After copying or unpickling the views must be of the new theta."""
-        self.__dict__.update(state)
-        self.weights, self.biases = self.views(self.theta)
+    weights = property(lambda self: self.views(self.theta)[0])
+    biases = property(lambda self: self.views(self.theta)[1])
 
     def views(self, flat):
         """The weights and the biases that a flat vector holds, without copying."""
@@ -102,40 +95,27 @@ class MLP:
 
     def forward(self, x):
         """x (N, n_in) -> y (N, n_out) or (copies, N, n_out), and for backward each layer's input x, with its √(z² + ½)."""
-        cache, root = [], None
-        for i, (W, b) in enumerate(zip(self.weights, self.biases)):
+        *hidden, (W_last, b_last) = zip(*self.views(self.theta))
+        cache = [(x, None)]
+        for W, b in hidden:
+            z = x @ W + b
+            root = np.sqrt(z * z + 0.5)
+            x = 0.5 * (z + root)                                            # a smooth ReLU, squareplus (Barron 2021)
             cache.append((x, root))
-            x = x @ W
-            x += b
-            if i < len(self.weights) - 1:                                   # a smooth ReLU, squareplus (Barron 2021):
-                root = x * x                                                # z = x W + b becomes x = (z + root)/2
-                root += 0.5                                                 # with root = √(z² + ½)
-                x += np.sqrt(root, out=root)
-                x *= 0.5
-        x *= self.scale
-        return x, cache
+        return self.scale * (x @ W_last + b_last), cache
 
-    def backward(self, dy, cache, with_theta=True, with_x=True):
-        """dy, of y's shape -> d_theta, dx: the gradients of Σ y·dy.  One that is not wanted is None, and costs nothing."""
-        d_theta = None
-        if with_theta:
-            d_theta = np.empty_like(self.theta)
-            d_weights, d_biases = self.views(d_theta)
-        dy = dy * self.scale
-        ones = np.ones((1, dy.shape[-2]), dy.dtype)
-        for i in reversed(range(len(self.weights))):
-            (x, root), W = cache[i], self.weights[i]
+    def backward(self, dy, cache, with_theta=True):
+        """dy, of y's shape -> d_theta, dx: the gradients of Σ y·dy.  Unless with_theta, d_theta stays 0, which saves time."""
+        d_theta = np.zeros_like(self.theta)
+        dz, ones = self.scale * dy, np.ones((1, dy.shape[-2]), dy.dtype)
+        for (x, root), W, dW, db in reversed([*zip(cache, self.weights, *self.views(d_theta))]):
             if with_theta:
-                np.matmul(x.swapaxes(-1, -2), dy, out=d_weights[i])         # y = x W + b:  dW = xᵀ dy
-                np.matmul(ones, dy, out=d_biases[i])                        # db = Σ dy over the batch (faster than sum)
-            if i > 0 or with_x:
-                WT = W.swapaxes(-1, -2)
-                dx = dy @ WT if W.shape[-1] > 1 else dy * WT                # dx = dy Wᵀ (the same; for one column faster)
-            if i > 0:
-                dy = dx * x / root                                          # x = (z + root)/2 has the slope dx/dz = x/root
-        if with_x and dx.ndim > cache[0][0].ndim:
-            dx = dx.sum(axis=0)                                             # the twins share their input
-        return d_theta, dx if with_x else None
+                np.matmul(x.swapaxes(-1, -2), dz, out=dW)                   # z = x W + b:  dW = xᵀ dz
+                np.matmul(ones, dz, out=db)                                 # db = Σ dz over the batch (faster than sum)
+            dx = dz @ W.swapaxes(-1, -2)                                    # dx = dz Wᵀ
+            if root is not None:
+                dz = dx * x / root                                          # x = (z + root)/2 has the slope dx/dz = x/root
+        return d_theta, dx.sum(axis=0) if dx.ndim > x.ndim else dx          # the twins share their input
 
 
 class Adam:
@@ -202,9 +182,8 @@ class SAC:
 
     def __init__(self, obs_dim, action_low, action_high, settings=Settings(), seed=0, dtype=np.float32):
         s = self.settings = settings
-        self.low, self.high = np.atleast_1d(action_low).astype(float), np.atleast_1d(action_high).astype(float)
-        if (self.low.ndim != 1 or self.low.shape != self.high.shape
-                or not np.isfinite(self.high - self.low).all() or (self.low >= self.high).any()):
+        self.low, self.high = np.array((action_low, action_high), float).reshape(2, -1)
+        if not (np.isfinite(self.high - self.low) & (self.low < self.high)).all():
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
         np.empty(2**24, np.uint8)       # looks unused: freeing 16 MB once makes glibc reuse memory; far fewer page faults
         A = self.action_dim = len(self.low)
@@ -215,15 +194,9 @@ class SAC:
         self.critic_target.theta[:] = self.critic.theta
         self.log_alpha = np.array([math.log(s.alpha)])
         self.target_entropy = -A if s.target_entropy is None else s.target_entropy
-        if not -math.inf < self.target_entropy < 0.683 * A:
-            raise ValueError(f"target_entropy must be finite, below {A} · 0.683, about the most a squashed Gaussian has, got "
-                             f"{s.target_entropy}")
         self.optimisers = [Adam(theta, s.learning_rate) for theta in (self.critic.theta, self.actor.theta, self.log_alpha)]
 
-    @property
-    def alpha(self):
-        """The temperature, kept as its logarithm."""
-        return math.exp(self.log_alpha[0])
+    alpha = property(lambda self: math.exp(self.log_alpha[0]))             # kept as its logarithm
 
     def policy(self, obs):
         """μ, log σ (N, A), where log σ was not clipped (N, A), and the actor's cache."""
@@ -233,15 +206,10 @@ class SAC:
         return mu, log_std, raw == log_std, cache
 
     def act(self, obs, deterministic=False):
-        """Action in the environment's units.  obs (obs_dim,) -> (A,), or (N, obs_dim) -> (N, A).  deterministic: tanh μ.
-
-        ValueError for another shape; FloatingPointError if obs is not finite, or so large that the actor overflows.
-        """
-        obs = np.asarray(obs, self.dtype)
-        if obs.ndim not in (1, 2) or obs.shape[-1] != self.obs_dim:
-            raise ValueError(f"obs must have shape ({self.obs_dim},) or (N, {self.obs_dim}), got {obs.shape}")
-        action = self.to_environment(self.sample(np.atleast_2d(obs), deterministic))
-        return action if obs.ndim == 2 else action[0]
+        """Action in the environment's units.  obs (obs_dim,) -> (A,), or (N, obs_dim) -> (N, A).  deterministic: tanh μ."""
+        obs = self.checked(obs)
+        a = self.sample(np.atleast_2d(obs), deterministic)
+        return self.to_environment(a if obs.ndim > 1 else a[0])
 
     def sample(self, obs, deterministic=False):
         """Action in the tanh frame.  obs (N, obs_dim) -> (N, A)."""
@@ -251,10 +219,10 @@ class SAC:
         return a
 
     def checked(self, obs):
-        """A copy of one observation (obs_dim,), because the environment may overwrite it.  ValueError, FloatingPointError."""
+        """A copy of obs (…, obs_dim), because the environment may overwrite it.  ValueError, FloatingPointError."""
         obs = np.array(obs, self.dtype)
-        if obs.shape != (self.obs_dim,):
-            raise ValueError(f"the observation must have shape ({self.obs_dim},), got {obs.shape}")
+        if obs.shape[-1:] != (self.obs_dim,):
+            raise ValueError(f"an observation must have {self.obs_dim} numbers, got the shape {obs.shape}")
         check_finite("observation", obs)
         return obs
 
@@ -276,7 +244,7 @@ class SAC:
         error = Q[..., 0] - y
         loss = np.vdot(error, error) / len(y)                               # Eq. 18 (critic loss)
         dQ = (2 / len(y)) * error[..., None]
-        return loss, self.critic.backward(dQ, cache, with_x=False)[0]
+        return loss, self.critic.backward(dQ, cache)[0]
 
     def actor_loss(self, obs, noise):
         """Batch mean of α log π(a|s) − min Q(s, a), a drawn with noise (N, A);  its d_theta;  and log π (N,).
@@ -296,7 +264,7 @@ class SAC:
         d_input = self.critic.backward(dQ, critic_cache, with_theta=False)[1]
         du = d_input[:, self.obs_dim:] * (1 - a * a) + (2 * alpha / N) * a  # from −min Q, by its inputs a; from α log π
         d_log_std = (du * noise * np.exp(log_std) - alpha / N) * free
-        return loss, self.actor.backward(np.concatenate((du, d_log_std), axis=1), cache, with_x=False)[0], log_prob
+        return loss, self.actor.backward(np.concatenate((du, d_log_std), axis=1), cache)[0], log_prob
 
     def temperature_loss(self, log_prob):
         """−α mean(log π + H̄), log π held fixed;  and its gradient in log α: the same number, > 0 while H > H̄, so α falls."""
@@ -328,8 +296,7 @@ class SAC:
 
         Adam's means are not kept: update after load would start them, and the learning rate, afresh.
         """
-        about = {"obs_dim": self.obs_dim, "dtype": self.dtype.name, "settings": asdict(self.settings),
-                 "rng": self.rng.bit_generator.state}
+        about = {"obs_dim": self.obs_dim, "settings": asdict(self.settings), "rng": self.rng.bit_generator.state}
         part = Path(f"{path}.part")
         try:
             with open(part, "wb") as file:
@@ -342,12 +309,12 @@ class SAC:
     @classmethod
     def load(cls, path):
         """The agent that save wrote: it acts bitwise as before.  ValueError if the file is damaged or something else."""
-        content = io.BytesIO(Path(path).read_bytes())
         try:
-            data = dict(np.load(content, allow_pickle=False))
+            with np.load(path) as file:                                     # allows no pickle
+                data = dict(file)
             about = json.loads(str(data["about"]))
             settings = Settings(**{**about["settings"], "hidden": tuple(about["settings"]["hidden"])})
-            agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=about["dtype"])
+            agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=data["actor"].dtype)
             for name in ("actor", "critic", "critic_target"):
                 getattr(agent, name).theta[:] = data[name]
                 check_finite(name, data[name])
@@ -384,61 +351,58 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
     """Train on an environment (an id or a gymnasium.Env) for n_steps steps -> agent, log.
 
     log holds arrays: per update "step", "critic_loss", "actor_loss", "alpha", "entropy"; per finished episode
-    "episode_step", "episode_return"; "observations", the states in the buffer (n, obs_dim); and "n_steps", the number of
-    steps taken.  progress(step, agent, log), if given, is called after every step, with lists, and without the last two.
-    Ctrl-C ends the training early, with what was learned so far.  ValueError for what cannot be trained;
-    FloatingPointError, naming step and quantity, if a number is not finite.
+    "episode_step", "episode_return"; "observations", the states in the buffer (n, obs_dim); "n_steps", how many were taken.
+    progress(step, agent, log), if given, is called after every step, with lists, and without the last two.  Ctrl-C ends
+    the training early, with what was learned so far.  FloatingPointError, naming step and quantity, for one not finite.
     """
     if not isinstance(n_steps, (int, np.integer)) or n_steps <= settings.warmup:
         raise ValueError(f"n_steps must be a whole number above the {settings.warmup} steps of warm-up, got {n_steps}")
     n_steps = int(n_steps)                                                  # a NumPy integer would make Adam float64
     log = {key: [] for key in ("step", "critic_loss", "actor_loss", "alpha", "entropy", "episode_step", "episode_return")}
     with environment(env) as env:
-        box = env.action_space
-        agent = SAC(env.observation_space.shape[0], box.low, box.high, settings, seed)
+        agent = SAC(env.observation_space.shape[0], env.action_space.low, env.action_space.high, settings, seed)
         buffer = ReplayBuffer(min(n_steps, settings.buffer_size), agent.obs_dim, agent.action_dim)
         try:
             learn(agent, env, buffer, log, seed, n_steps, progress)
         except KeyboardInterrupt:
             pass                                                            # the log tells how far it got
+        except FloatingPointError as error:
+            raise FloatingPointError(f"training stopped after {buffer.added} steps: {error}") from error
     log = {key: np.array(values) for key, values in log.items()}
     return agent, log | {"observations": buffer.rows["obs"][:len(buffer)].copy(), "n_steps": buffer.added}
 
 
 def learn(agent, env, buffer, log, seed, n_steps, progress):
     """The loop of train, which changes agent, buffer and log: one step in the environment, one update."""
-    s, step = agent.settings, 0
+    s = agent.settings
     slope = (s.final_learning_rate - s.learning_rate) / (n_steps - s.warmup)
-    try:
-        obs, t, episode_return, n_random = agent.checked(env.reset(seed=int(seed))[0]), 0, 0.0, 0
-        for step in range(1, n_steps + 1):
-            if step <= s.warmup or t < n_random:
-                a = agent.rng.uniform(-1, 1, agent.action_dim)
-            else:
-                a = agent.sample(obs[None])[0]
-            action = agent.to_environment(a).astype(env.action_space.dtype)
-            next_obs, reward, terminated, truncated, _ = env.step(action)
-            next_obs = agent.checked(next_obs)
-            if np.ndim(reward):
-                raise ValueError(f"the reward must be a number, got {reward!r}")
-            check_finite("reward", np.float32(reward))                      # as the buffer will hold it
-            buffer.add(obs, a, reward, next_obs, terminated)
-            obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)
-            if terminated or truncated:
-                log["episode_step"].append(step)
-                log["episode_return"].append(episode_return)
-                obs, t, episode_return = agent.checked(env.reset()[0]), 0, 0.0
-                n_random = agent.rng.integers(s.random_steps + 1)
-            if step > s.warmup:
-                for optimiser in agent.optimisers:                          # learning rates fall linearly
-                    optimiser.learning_rate += slope
-                metrics = agent.update(buffer.sample(s.batch_size, agent.rng))
-                for name, value in {"step": step, **metrics}.items():
-                    log[name].append(value)
-            if progress:
-                progress(step, agent, log)
-    except FloatingPointError as error:
-        raise FloatingPointError(f"training stopped at step {step}: {error}") from error
+    obs, t, episode_return, n_random = agent.checked(env.reset(seed=int(seed))[0]), 0, 0.0, 0
+    for step in range(1, n_steps + 1):
+        if step <= s.warmup or t < n_random:
+            a = agent.rng.uniform(-1, 1, agent.action_dim)
+        else:
+            a = agent.sample(obs[None])[0]
+        action = agent.to_environment(a).astype(env.action_space.dtype)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        next_obs = agent.checked(next_obs)
+        if np.ndim(reward):
+            raise ValueError(f"the reward must be a number, got {reward!r}")
+        check_finite("reward", np.float32(reward))                          # as the buffer will hold it
+        buffer.add(obs, a, reward, next_obs, terminated)
+        obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)
+        if terminated or truncated:
+            log["episode_step"].append(step)
+            log["episode_return"].append(episode_return)
+            obs, t, episode_return = agent.checked(env.reset()[0]), 0, 0.0
+            n_random = agent.rng.integers(s.random_steps + 1)
+        if step > s.warmup:
+            for optimiser in agent.optimisers:                              # learning rates fall linearly
+                optimiser.learning_rate += slope
+            metrics = agent.update(buffer.sample(s.batch_size, agent.rng))
+            for name, value in {"step": step, **metrics}.items():
+                log[name].append(value)
+        if progress:
+            progress(step, agent, log)
 
 
 def evaluate(agent, env, seeds):
@@ -449,16 +413,13 @@ def evaluate(agent, env, seeds):
     """
     returns = np.zeros(len(seeds))
     with environment(env) as env:
-        box, n = env.action_space, agent.obs_dim
-        low, high = agent.low.astype(box.dtype), agent.high.astype(box.dtype)
-        if env.observation_space.shape != (n,) or not (np.array_equal(low, box.low) and np.array_equal(high, box.high)):
-            raise ValueError(f"the agent is of another environment: it observes {n} numbers and acts between {low} and {high}, not "
-                             f"{env.observation_space} and {box}")
+        box = env.action_space
+        if not np.array_equal(np.array((agent.low, agent.high), box.dtype), (box.low, box.high)):     # rounded alike
+            raise ValueError(f"the agent is of another environment: it acts between {agent.low} and {agent.high}, not in {box}")
         for i, seed in enumerate(seeds):
             (obs, _), done = env.reset(seed=int(seed)), False
             while not done:
-                action = agent.act(agent.checked(obs), deterministic=True).astype(box.dtype)
-                obs, reward, terminated, truncated, _ = env.step(action)
+                obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True).astype(box.dtype))
                 returns[i] += reward
                 done = terminated or truncated
     return returns
@@ -467,29 +428,28 @@ def evaluate(agent, env, seeds):
 # --- Command line -----------------------------------------------------------------------------------------------------
 
 def bare_products(agent, N):
-    """The matrix products of one update, as triples x, y, out for np.matmul; without the sums for d_biases."""
-    for net, n_forward, n_first_dx in ((agent.actor, 2, 0), (agent.critic, 3, 1)):          # and one dW of each layer
-        for i, W in enumerate(net.weights):
-            x, y = (np.zeros((*W.shape[:-2], N, n), W.dtype) for n in W.shape[-2:])
-            yield from n_forward * [(x, W, y)]                                              # y = x W
-            yield x.swapaxes(-1, -2), y, np.zeros_like(W)                                   # dW = xᵀ dy
-            if W.shape[-1] > 1:                                                             # else backward needs no product
-                yield from (n_forward - 1 if i else n_first_dx) * [(y, W.swapaxes(-1, -2), x)]      # dx = dy Wᵀ
+    """The matrix products of one update, as pairs of factors; without the sums for d_biases."""
+    for net, n_forward in ((agent.actor, 2), (agent.critic, 3)):
+        for W in net.weights:
+            x, z = (np.zeros((*W.shape[:-2], N, n), W.dtype) for n in W.shape[-2:])
+            yield from n_forward * [(x, W)]                                 # z = x W
+            yield x.swapaxes(-1, -2), z                                     # dW = xᵀ dz
+            yield from (n_forward - 1) * [(z, W.swapaxes(-1, -2))]          # dx = dz Wᵀ
 
 
 def benchmark():
     """Print the time of one update beside that of its matrix products alone, of one environment step, and the memory."""
     milliseconds = lambda f, n=100: 1e3 * min(timeit.repeat(f, number=n, repeat=9)) / n
-    with environment("Pendulum-v1") as env:
-        env.reset(seed=0)
-        print(f"one step of Pendulum-v1: {milliseconds(lambda: env.unwrapped.step(np.zeros(1))):.3f} ms")
+    env = gym.make("Pendulum-v1").unwrapped
+    env.reset(seed=0)
+    print(f"one step of Pendulum-v1: {milliseconds(lambda: env.step(np.zeros(1))):.3f} ms")
     for hidden, N in (((64, 64), 128), ((256, 256), 256)):
         agent, buffer = SAC(3, [-2], [2], Settings(hidden=hidden)), ReplayBuffer(10_000, 3, 1)
         for row in agent.rng.uniform(-1, 1, (10_000, 8)):
             buffer.add(row[:3], row[3], row[4], row[5:], False)
-        triples = [*bare_products(agent, N)]
+        pairs = [*bare_products(agent, N)]
         update = milliseconds(lambda: agent.update(buffer.sample(N, agent.rng)))
-        products = milliseconds(lambda: [np.matmul(x, y, out=out) for x, y, out in triples])
+        products = milliseconds(lambda: [x @ y for x, y in pairs])
         print(f"hidden {hidden}, batch {N}: one update {update:.3f} ms, its matrix products {products:.3f} ms, ratio "
               f"{update / products:.2f}; memory: networks {agent.actor.theta.nbytes + 2 * agent.critic.theta.nbytes:,} bytes, "
               f"replay buffer {buffer.rows.nbytes:,} bytes per 10 000 steps")

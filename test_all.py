@@ -514,7 +514,7 @@ def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong():
     refuses(M.boltzmann_policy, action, "{} must", log_base=(np.nan, [1, 2, 3], [[1], [2]]))
     refuses(M.regularised_value, action | dict(pi=[0.5, 0.5]), "{} must", Q=([1, 2, 3],), alpha=[-1])
     refuses(M.entropy, {}, "{} must", p=([-0.5, 1.5], [0.5, 0.5 + 1e-8], [np.nan, 1]))
-    refuses(M.canonical_free_energy, dict(p=[1.0], E=[1.0], beta=1), "{} must", beta=(0, [1]), E=([1, 2],))
+    refuses(M.canonical_free_energy, dict(p=[1.0], E=[1.0], beta=1), "{} must", E=([1, 2], [np.nan]), beta=[0])
     full, half = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
     good = dict(reward=half, successor=full(0), probability=full(0.5), gamma=0.9)
     refuses(M.MDP, good, "{}", reward=(np.ones(2), half * np.nan), gamma=(-0.1, 1.1, np.nan),
@@ -525,9 +525,9 @@ def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong():
     refuses(M.return_and_entropy, dict(mdp=mdp, pi=half), "gamma < 1|pi must", mdp=[endless], pi=[np.ones((2, 1))])
     refuses(M.soft_backup, dict(mdp=mdp), "{} must", V=[np.ones(5)])
     refuses(M.enumerate_paths, dict(mdp=mdp, start=0, horizon=1), "{}|too many", start=(2, 0.5), horizon=(-1, 11, np.int64(32)))
-    refuses(M.policy_flow, dict(Q=[1, 2], alpha=1, times=[1]), "p.* must", pi0=([0.5, 0.6], [0, 1]))
+    refuses(M.policy_flow, dict(**action, times=[1]), "p.* must", pi0=([0.5, 0.6], [0, 1]))
     refuses(M.pendulum_mdp, {}, "must be", spacing=["x"], n_theta=[1], n_a=[1])
-    refuses(M.pendulum_optimal_return, dict(thetas=[0.0], theta_dots=[0.0]), "must|need", thetas=([np.nan], [0, 1]), n_steps=[0])
+    refuses(M.pendulum_optimal_return, dict(thetas=[0.0], theta_dots=[0.0]), "must", thetas=([np.nan], [0, 1]))
 
 
 # === sac_numpy.py ======================================================================================================
@@ -753,17 +753,16 @@ def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong():
     replace(SMALL, gamma=0, tau=1, hidden=(1,), batch_size=1, random_steps=0)
     positive = "tau batch_size learning_rate final_learning_rate warmup alpha q_scale buffer_size".split()
     refuses(S.Settings, {}, "setting.*{}", **{name: NOT_POSITIVE for name in positive})
-    refuses(S.Settings, {}, "setting.*{}", gamma=(-0.1, 1, nan), tau=[1.1], hidden=((), (8, 0), 8), random_steps=(-1, 0.5))
-    agent = partial(refuses, lambda low, high, H=None: S.SAC(2, low, high, replace(SMALL, target_entropy=H)))
-    agent(dict(low=[-1, -1], high=[1, 1]), "target_entropy must be finite, below 2 · 0.683", H=(1.37, -inf, nan))
-    agent(dict(high=[1, 1]), "finite bounds low < high", low=([-1, 1], [-inf, -1], [nan, 0], [-1], [[-1], [-1]]))
+    refuses(S.Settings, {}, "setting.*{}", gamma=(-0.1, 1, nan), tau=[1.1], random_steps=(-1, 0.5), batch_size=[1.5])
+    low = [-1, 1], [-inf, -1], [nan, 0], [-1], [[-1], [-1]]
+    refuses(partial(S.SAC, 2), dict(action_high=[1, 1]), "finite bounds low < high|shape", action_low=low)
     for low, high in ([-1, 0], [3, 9]), ([-1, -1], [3, 10]), ([-1], [3]):
         refuses(S.evaluate, dict(env=Reacher(), seeds=[0]), "of another environment", agent=[S.SAC(2, low, high, SMALL)])
     train = partial(refuses, lambda n=60, **spaces: S.train(Toy(**spaces), SMALL, n_steps=n), {})
     train("whole number above the 50 steps", n=(50, 60.5, inf, nan))
     spaces = gym.spaces.Discrete(3), Box(-1, 1, (2, 2)), Box(-1, 1, (1, 1))
     train("must be a flat Box", action_space=(*spaces, Box(-1, 1, (1,), int)), observation_space=spaces)
-    refuses(AGENT.act, {}, r"must have shape \(3,\) or \(N, 3\), got", obs=(np.zeros(4), np.zeros((5, 2)), np.zeros((1, 1, 3))))
+    refuses(AGENT.act, {}, "must have 3 numbers, got the shape", obs=(0, np.zeros(4), np.zeros((5, 2))))
 
 @pytest.fixture
 def rows(monkeypatch):
@@ -851,12 +850,12 @@ def command(monkeypatch, capsys, tmp_path):
     ("", dict(action_space=Box(0, inf, (1,))), "actions need finite bounds"), ("--load no", {}, "No such file.*'no'"),
     ("--load text", {}, "text is not a whole file"), ("--load other.npz", {}, "the agent is of another environment"),
     *(("--steps 190 --save a.npz", dict(events=events), message) for events, message in (
-        ({160: lambda: {}["torque"]}, "'torque'"), ({160: lambda: ([0], 1.0)}, r"the observation must have shape \(2,\), got \(1,\)"),
-        ({160: lambda: ([0, nan], 1.0)}, "training stopped at step 160: the observation is not finite"),
+        ({160: lambda: {}["torque"]}, "'torque'"), ({160: lambda: ([0], 1.0)}, r"must have 2 numbers, got the shape \(1,\)"),
+        ({160: lambda: ([0, nan], 1.0)}, "training stopped after 159 steps: the observation is not finite"),
         ({160: lambda: ([0, 0], np.ones(1))}, "the reward must be a number, got array"),
-        ({160: lambda: ([0, 0], 1e39)}, "training stopped at step 160: the reward is not finite"),
-        ({161: lambda: ([1e30, 0], 1.0)}, "training stopped at step 162: the action is not finite"),
-        (dict.fromkeys(range(51, 191), lambda: ([1e15, 0], 1.0)), r"training.*\d: the critic's squared gradient is not finite")))])
+        ({160: lambda: ([0, 0], 1e39)}, "training stopped after 159 steps: the reward is not finite"),
+        ({161: lambda: ([1e30, 0], 1.0)}, "training stopped after 161 steps: the action is not finite"),
+        (dict.fromkeys(range(51, 191), lambda: ([1e15, 0], 1.0)), r"training.*\d steps: the critic's squared gradient is not finite")))])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")                       # on purpose: numbers that overflow
 def test_a_wrong_call_or_bad_number_prints_one_line_exits_with_2_and_leaves_no_file(words, env, message, command):
     """No traceback; what went wrong, in which step and quantity, on a line of its own; nothing half-written."""
@@ -888,7 +887,7 @@ def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypat
     assert log["n_steps"] == 51 and {log[key].size for key in ("step", "critic_loss", "alpha", "entropy")} == {0}
 
 def test_benchmark_divides_the_time_of_an_update_by_that_of_its_matrix_products(monkeypatch, capsys):
-    """Times that grow by 1 ms from call to call.  Multiplications per layer: 4 of actor, 6 of critics, less first and last dx."""
+    """Times that grow by 1 ms from call to call.  Multiplications per layer: 4 of the actor, 6 of each critic."""
     clock = itertools.count(1)
     monkeypatch.setattr(S.timeit, "repeat", lambda f, number, repeat: (f(), [0.001 * number * next(clock)] * repeat)[1])
     S.benchmark()
@@ -896,8 +895,8 @@ def test_benchmark_divides_the_time_of_an_update_by_that_of_its_matrix_products(
     assert re.findall(r"(\S+) ms, its matrix products (\S+) ms, ratio ([\d.]+)", out) == [
         ("2.000", "3.000", "0.67"), ("4.000", "5.000", "0.80")]
     assert "replay buffer 360,000 bytes per 10 000 steps" in out, "9 numbers of 4 bytes"
-    actor, critics = 3 * 3 * 8 + 4 * (8 * 6 + 6 * 2), 5 * 4 * 8 + 6 * 8 * 6 + 4 * 6
-    assert sum(np.matmul(x, y, out=out).size * x.shape[-1] for x, y, out in S.bare_products(agent, 10)) == 10 * (actor + 2 * critics)
+    multiplications = 4 * (3 * 8 + 8 * 6 + 6 * 2) + 2 * 6 * (4 * 8 + 8 * 6 + 6 * 1)
+    assert sum((x @ y).size * x.shape[-1] for x, y in S.bare_products(agent, 10)) == 10 * multiplications
 
 
 # === Where the modules meet ============================================================================================
