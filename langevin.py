@@ -213,12 +213,13 @@ def kramers_rate(curvature_well, curvature_barrier, barrier, kT, gamma=1.0):
 def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     """Mean time τ from a to first reach b > a, τ = 1/D ∫_a^b dy e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}.
 
-    V: a function of arrays, finite from a to b; left of a, +inf is a wall.  ValueError where too much of e^{−V/kT} lies more than
-    1e11 (b − a) left of a, for then the mean may not exist; 2 kT log|x| is about the slowest growth.
+    V: a function of arrays, finite from a to b; left of a, +inf is a wall.  ValueError where too much of e^{−V/kT} lies
+    more than 1e11 (b − a) left of a, for then the mean may not exist; 2 kT log|x| is about the slowest growth.
     The relative error is up to (h V'/kT)²/6 with h = (b − a)/20 000 or, left of a, (a − x)/4800.
     Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)
+    a, b = float(a), float(b)
     if not -np.inf < a < b < np.inf:
         raise ValueError(f"b must lie to the right of a, got a = {a} and b = {b}")
     left = a - (b - a) * np.geomspace(1e12, 1e-6, 200_000)                  # far out e^{−V/kT} is negligible
@@ -229,11 +230,11 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
         log_area = np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)   # of e^{−U}; logs, for e^{∓U} overflow
         far, near, rest = (np.logaddexp.reduce(part) for part in np.split(log_area, (11_111, 22_222)))      # decades
         if far > min(rest - 25, near - 1):                                  # far must be negligible, and below near/e
-            raise ValueError(f"V must grow to the left of a, and faster: too much of e^(−V/kT) lies beyond x = {left[11_111]:.3g}")
+            raise ValueError(f"V must grow to the left of a, and faster: e^(−V/kT) is too large beyond x = {left[11_111]:.3g}")
         log_f = np.logaddexp.accumulate(log_area)[len(left) - 1:] + U[len(left):]       # of e^{U(y)} ∫_{−∞}^y dz e^{−U(z)}
         log_integral = np.logaddexp.reduce(np.logaddexp(log_f[1:], log_f[:-1])) + np.log((b - a) / 40_000)
         if not np.isfinite(log_integral):
-            raise ValueError(f"V must return one finite number for each x from a to b, and one or +inf left of a, got {V(x)}")
+            raise ValueError(f"V must return one number for each x, finite from a to b, left of a perhaps +inf; got {V(x)}")
         return gamma / kT * np.exp(log_integral)
 
 

@@ -206,7 +206,10 @@ class SAC:
         return mu, log_std, raw == log_std, cache
 
     def act(self, obs, deterministic=False):
-        """Action in the environment's units.  obs (obs_dim,) -> (A,), or (N, obs_dim) -> (N, A).  deterministic: tanh μ."""
+        """Action in the environment's units.  obs (obs_dim,) -> (A,), or (N, obs_dim) -> (N, A).  deterministic: tanh μ.
+
+        ValueError for another shape; FloatingPointError if obs is not finite, or so large that the actor overflows.
+        """
         obs = self.checked(obs)
         a = self.sample(np.atleast_2d(obs), deterministic)
         return self.to_environment(a if obs.ndim > 1 else a[0])
@@ -222,7 +225,7 @@ class SAC:
         """A copy of obs (…, obs_dim), because the environment may overwrite it.  ValueError, FloatingPointError."""
         obs = np.array(obs, self.dtype)
         if obs.shape[-1:] != (self.obs_dim,):
-            raise ValueError(f"an observation must have {self.obs_dim} numbers, got the shape {obs.shape}")
+            raise ValueError(f"the observation must have {self.obs_dim} numbers, got the shape {obs.shape}")
         check_finite("observation", obs)
         return obs
 
