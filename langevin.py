@@ -60,7 +60,7 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
     amplitude = np.sqrt(2 * (kT / gamma) * dt)                              # √(2D dt), D = kT/γ (Einstein relation)
     records = None if record_every is None else np.empty((n_steps // record_every, x.size))
     xi = rng.standard_normal(x.size) if method == "leimkuhler_matthews" else None
-    np.empty(2**24, np.uint8)           # looks unused: freeing 16 MB once makes glibc reuse memory; up to 2.6 times faster
+    np.empty(16_000_000, np.uint8)      # looks unused: freeing 16 MB once makes glibc reuse memory; up to 2.6 times faster
     with np.errstate(over="ignore", invalid="ignore"):                      # a blow-up is reported below, once
         for n in range(1, n_steps + 1):
             xi_next = rng.standard_normal(x.size)
@@ -175,7 +175,7 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
     if times.ndim != 1 or not np.isfinite(times).all() or (np.diff(times, prepend=0.0) < 0).any():
         raise ValueError(f"times must be a one-dimensional increasing array, from 0 on, got {times}")
     G = fokker_planck_generator(V, dx, kT, gamma)
-    q, identity = -G.diagonal().min(), np.eye(len(V))
+    q, identity = np.abs(G).max(), np.eye(len(V))
     M = identity + G / q
     result = np.empty((len(times), len(V)))
     for k, t in enumerate(np.diff(times, prepend=0.0)):
@@ -225,7 +225,7 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     left = a - (b - a) * np.geomspace(1e12, 1e-6, 200_000)                  # far out e^{−V/kT} is negligible
     x = np.append(left, np.linspace(a, b, 20_001))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        U = V(x) / kT + 0 * x
+        U = np.broadcast_to(V(x), x.shape) / kT
         U[:np.flatnonzero(U == np.inf).max(initial=0)] = np.inf             # what is left of a wall is never met
         log_area = np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)   # of e^{−U}; logs, for e^{∓U} overflow
         far, near, rest = (np.logaddexp.reduce(part) for part in np.split(log_area, (11_111, 22_222)))      # decades

@@ -185,7 +185,7 @@ class SAC:
         self.low, self.high = np.array((action_low, action_high), float).reshape(2, -1)
         if not (np.isfinite(self.high - self.low) & (self.low < self.high)).all():
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
-        np.empty(2**24, np.uint8)       # looks unused: freeing 16 MB once makes glibc reuse memory; far fewer page faults
+        np.empty(16_000_000, np.uint8)  # looks unused: freeing 16 MB once makes glibc reuse memory; far fewer page faults
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = int(obs_dim), np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
