@@ -1,7 +1,7 @@
 """The figures, in the chapter's order: `python figures.py` makes all of them under plots/, `python figures.py NAME` one.
 
 Each figure_… function asks the modules for numbers, then draws; its docstring is the caption and states the claim.
-Theory is drawn against simulation, in the colours of Okabe and Ito."""
+What was simulated is drawn beside its theory, in the colours of Okabe and Ito."""
 import argparse
 import functools
 import multiprocessing
@@ -321,6 +321,7 @@ def figure_policy_and_Q(options):
         for ax, (values, title, colors, clim) in zip(row, panels):
             ax.grid(False)
             image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values.reshape(grid.shape[:2]).T, cmap=colors, clim=clim)
+            # ω²/6 = 5(1 − cos θ): the energy of standing upright
             ax.plot(mdp.theta, np.outer(np.sqrt(30 * (1 - np.cos(mdp.theta))), (-1, 1)), color=BLACK, ls="--", lw=1)
             ax.set(title=title, ylim=(-8, 8), xticks=(-3, 0, 3))
             if ax is not row[0]:
@@ -339,7 +340,7 @@ def best_squashed_gaussian(Q, alpha):
     mu, log_std, width, height = 0.0, -1.5, 3.0, 2.5
     for _ in range(6):
         m, s = np.meshgrid(mu + width * unit, log_std + height * unit)
-        a, log_prob = sac_numpy.squashed_gaussian(m[..., None, None], s[..., None, None], noise[:, None])
+        a, log_prob = sac_numpy.squashed_gaussian(m[..., None, None], s[..., None, None], noise[:, None])   # (49, 49, 81, 1)
         loss = (alpha * log_prob - Q(a[..., 0])) @ weight
         best = np.unravel_index(loss.argmin(), loss.shape)
         mu, log_std, width, height = m[best], s[best], width / 5, height / 5

@@ -45,9 +45,9 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
 
     method  "euler_maruyama"        the textbook step; where it settles is wrong by O(dt)
             "leimkuhler_matthews"   same cost, wrong by O(dt²) (Leimkuhler & Matthews, AMRX 2013).  A step takes the
-                                    mean of two successive noises, which one call carries on and a new call does not.
-                                    Never loop over short calls: those of m small steps settle at kT (1 − 1/(2m)).
-                                    Use record_every.  Without a force the variance is 2D(t − dt/2)
+                                    mean of two successive noises, and each call starts anew: looping over calls of
+                                    m small steps settles at the temperature kT (1 − 1/(2m)).  For short m use
+                                    record_every.  Without a force the variance is 2D(t − dt/2)
             "mala"                  Euler–Maruyama with a Metropolis test (Roberts & Tweedie 1996): settles at
                                     Eq. 2 for every dt, but for a large one hardly a step is accepted; needs V
 
@@ -60,7 +60,7 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
     amplitude = np.sqrt(2 * (kT / gamma) * dt)                              # √(2D dt), D = kT/γ (Einstein relation)
     records = None if record_every is None else np.empty((n_steps // record_every, x.size))
     xi = rng.standard_normal(x.size) if method == "leimkuhler_matthews" else None
-    np.empty(16_000_000, np.uint8)      # looks unused: freeing 16 MB once makes glibc reuse memory; up to 2.6 times faster
+    np.empty(16_000_000, np.uint8)      # not used: freed at once, it makes glibc reuse large arrays; up to 2.6 times faster
     with np.errstate(over="ignore", invalid="ignore"):                      # a blow-up is reported below, once
         for n in range(1, n_steps + 1):
             xi_next = rng.standard_normal(x.size)
@@ -75,26 +75,6 @@ def simulate(x0, grad_V, *, kT, dt, n_steps, rng, gamma=1.0, method="leimkuhler_
             if record_every is not None and n % record_every == 0:
                 records[n // record_every - 1] = x
     return x if records is None else records
-
-
-def _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every):
-    _check_positive(kT=kT, dt=dt, gamma=gamma)
-    if x.ndim != 1 or not np.isfinite(x).all():
-        raise ValueError(f"x0 must be a one-dimensional array of finite positions, got shape {x.shape}")
-    if method not in METHODS:
-        raise ValueError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
-    if method == "mala" and V is None:
-        raise ValueError("method 'mala' needs the potential V, not only its gradient")
-    for name, value, least in (("n_steps", n_steps, 0), ("record_every", 1 if record_every is None else record_every, 1)):
-        if not isinstance(value, (int, np.integer)) or value < least:
-            raise ValueError(f"{name} must be a whole number, {least} or more, got {value}")
-    _check_functions(x, grad_V=grad_V, V=V)
-
-
-def _check_functions(x, **functions):
-    for name, f in functions.items():
-        if f is not None and (np.shape(f(x)) != x.shape or not np.isfinite(f(x)).all()):
-            raise ValueError(f"{name} must return one finite number per position, {x.shape}, got {f(x)}")
 
 
 def mala_log_ratio(x, y, V, grad_V, kT, dt, gamma=1.0):
@@ -116,37 +96,15 @@ def boltzmann_density(V, dx, kT):
     return p / (p.sum() * dx)
 
 
-def _check_positive(**values):
-    for name, value in values.items():
-        if not (np.isscalar(value) and np.isfinite(value) and value > 0):
-            raise ValueError(f"{name} must be a positive number, got {value!r}")
-
-
-def _check_grid(V, name="V", **positive):
-    V = np.asarray(V, dtype=float)
-    _check_positive(**positive)
-    if V.ndim != 1 or len(V) < 2 or not np.isfinite(V).all():
-        raise ValueError(f"{name} must hold finite values on a one-dimensional grid of two points or more, got {V}")
-    return V
-
-
-def _check_density(p, V, dx, kT, name="p"):
-    p, V = _check_grid(p, name), _check_grid(V, dx=dx, kT=kT)
-    if p.shape != V.shape or (p < 0).any() or abs(p.sum() * dx - 1) > 1e-6:
-        raise ValueError(f"{name} must be a density on the grid of V, {V.shape}: nowhere negative, and of sum(p) dx = 1; got "
-                         f"shape {p.shape}, sum(p) dx = {p.sum() * dx:.6g}")
-    return p, V
-
-
 # --- Eq. 3: the Fokker–Planck equation --------------------------------------------------------------------------------
 
 def fokker_planck_generator(V, dx, kT, gamma=1.0):
     """Matrix G of Eq. 3, dp/dt = G p, for ∂p/∂t = ∂/∂x [V' p/γ + D ∂p/∂x].  V: (n,) -> G (n, n).
 
-    Nothing flows through the ends.  The Scharfetter–Gummel flux (1969; Chang & Cooper 1970) is the exact steady flux for a
-    V that is linear between neighbours.  So G is a Markov generator (columns sum to 0, off-diagonal entries ≥ 0) whose
-    stationary state is exactly Eq. 2 for every dx.  With central differences it is wrong by O(dx²), and rates are
-    negative where V differs by more than 2 kT between neighbours.
+    The rate from i to a neighbour j is D/dx² B((V_j − V_i)/kT), B(z) = z/(eᶻ − 1) (Scharfetter & Gummel 1969; Chang &
+    Cooper 1970): the exact steady flux if V is linear in between.  Nothing flows through the ends.  So columns sum to 0,
+    rates are ≥ 0, and G rests exactly at Eq. 2 for every dx.  Central differences rest wrong by O(dx²), and some rates
+    are negative where V differs by more than 2 kT between neighbours.
     """
     V = _check_grid(V, dx=dx, kT=kT, gamma=gamma)
     D = kT / gamma                                                          # Einstein relation
@@ -178,13 +136,13 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
     q, identity = np.abs(G).max(), np.eye(len(V))
     M = identity + G / q
     result = np.empty((len(times), len(V)))
-    for k, t in enumerate(np.diff(times, prepend=0.0)):
-        squarings = int(q * t).bit_length()
-        qt = q * t / 2**squarings                                           # below 1
+    for k, interval in enumerate(np.diff(times, prepend=0.0)):
+        squarings = int(q * interval).bit_length()
+        qt = q * interval / 2**squarings                                    # below 1
         E = identity
-        for j in range(20, 0, -1):                                          # Horner; the rest is below 1/21! = 2e-20
+        for j in range(20, 0, -1):                                          # Σ_j (qt M)^j/j! by Horner; the rest is < 2e-20
             E = identity + (qt / j) * (M @ E)
-        E /= E.sum(axis=0)                                                  # the factor e^{−qt}: probability is conserved
+        E /= E.sum(axis=0)                                                  # M's columns sum to 1, so E's to e^{qt}
         for _ in range(squarings):
             E = E @ E
             E /= E.sum(axis=0)                                              # and does not drift by rounding
@@ -222,16 +180,16 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     a, b = float(a), float(b)
     if not -np.inf < a < b < np.inf:
         raise ValueError(f"b must lie to the right of a, got a = {a} and b = {b}")
-    left = a - (b - a) * np.geomspace(1e12, 1e-6, 200_000)                  # far out e^{−V/kT} is negligible
+    left = a - (b - a) * np.geomspace(1e12, 1e-6, 200_000)                  # 11 111 nodes per factor of ten
     x = np.append(left, np.linspace(a, b, 20_001))
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         U = np.broadcast_to(V(x), x.shape) / kT
         U[:np.flatnonzero(U == np.inf).max(initial=0)] = np.inf             # what is left of a wall is never met
-        log_area = np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)   # of e^{−U}; logs, for e^{∓U} overflow
-        far, near, rest = (np.logaddexp.reduce(part) for part in np.split(log_area, (11_111, 22_222)))      # decades
+        log_area = np.logaddexp(-U[1:], -U[:-1]) + np.log(np.diff(x) / 2)   # log ∫e^{−U} of each cell: e^{∓U} overflow
+        far, near, rest = (np.logaddexp.reduce(part) for part in np.split(log_area, (11_111, 22_222)))  # 2 decades, rest
         if far > min(rest - 25, near - 1):                                  # far must be negligible, and below near/e
             raise ValueError(f"V must grow to the left of a, and faster: e^(−V/kT) is too large beyond x = {left[11_111]:.3g}")
-        log_f = np.logaddexp.accumulate(log_area)[len(left) - 1:] + U[len(left):]       # of e^{U(y)} ∫_{−∞}^y dz e^{−U(z)}
+        log_f = np.logaddexp.accumulate(log_area)[len(left) - 1:] + U[len(left):]       # f = e^{U(y)} ∫_{−∞}^y dz e^{−U(z)}
         log_integral = np.logaddexp.reduce(np.logaddexp(log_f[1:], log_f[:-1])) + np.log((b - a) / 40_000)
         if not np.isfinite(log_integral):
             raise ValueError(f"V must return one number for each x, finite from a to b, left of a perhaps +inf; got {V(x)}")
@@ -261,11 +219,55 @@ def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):
     return dt * np.sum((v + grad_V(x) / gamma) ** 2 / (4 * D) - curvature(x) / gamma / 2)
 
 
+# --- Checks of input -------------------------------------------------------------------------------------------------
+
+def _check_positive(**values):
+    for name, value in values.items():
+        if not (np.isscalar(value) and np.isfinite(value) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
+
+
+def _check_grid(V, name="V", **positive):
+    V = np.asarray(V, dtype=float)
+    _check_positive(**positive)
+    if V.ndim != 1 or len(V) < 2 or not np.isfinite(V).all():
+        raise ValueError(f"{name} must hold finite values on a one-dimensional grid of two points or more, got {V}")
+    return V
+
+
+def _check_density(p, V, dx, kT, name="p"):
+    p, V = _check_grid(p, name), _check_grid(V, dx=dx, kT=kT)
+    if p.shape != V.shape or (p < 0).any() or abs(p.sum() * dx - 1) > 1e-6:
+        raise ValueError(f"{name} must be a density on the grid of V, {V.shape}: nowhere negative, and of sum(p) dx = 1; got "
+                         f"shape {p.shape}, sum(p) dx = {p.sum() * dx:.6g}")
+    return p, V
+
+
+def _check_functions(x, **functions):
+    for name, f in functions.items():
+        if f is not None and (np.shape(f(x)) != x.shape or not np.isfinite(f(x)).all()):
+            raise ValueError(f"{name} must return one finite number per position, {x.shape}, got {f(x)}")
+
+
+def _check_simulation(x, grad_V, kT, dt, n_steps, gamma, method, V, record_every):
+    _check_positive(kT=kT, dt=dt, gamma=gamma)
+    if x.ndim != 1 or not np.isfinite(x).all():
+        raise ValueError(f"x0 must be a one-dimensional array of finite positions, got shape {x.shape}")
+    if method not in METHODS:
+        raise ValueError(f"unknown method {method!r}; accepted: {', '.join(METHODS)}")
+    if method == "mala" and V is None:
+        raise ValueError("method 'mala' needs the potential V, not only its gradient")
+    for name, value, least in (("n_steps", n_steps, 0), ("record_every", 1 if record_every is None else record_every, 1)):
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise ValueError(f"{name} must be a whole number, {least} or more, got {value}")
+    _check_functions(x, grad_V=grad_V, V=V)
+
+
 def main():
     """Print theory beside simulation for Eq. 1–3."""
     rng = np.random.default_rng(0)
     print("Eq. 1   V = x^2/2 with friction 2, kT = 1, dt = 0.4: variance after t = 20, +- one standard error")
-    for method, theory in (("euler_maruyama", 1 / (1 - 0.4 / 4)), ("leimkuhler_matthews", 1.0), ("mala", 1.0)):
+    for method, theory in (("euler_maruyama", 1 / (1 - 0.4 / (2 * 2))), ("leimkuhler_matthews", 1), ("mala", 1)):  # dt/2γ
         x = simulate(np.zeros(200_000), lambda x: x, kT=1.0, gamma=2.0, dt=0.4, n_steps=50, rng=rng, method=method,
                      V=lambda x: x * x / 2)
         print(f"        {method:20s} simulated {x.var():.4f} +- {x.var() * np.sqrt(2 / x.size):.4f}   theory {theory:.4f}")

@@ -4,9 +4,8 @@ Needs numpy only.  `python maxent.py` prints three of them beside an independent
 
     p, π pi     probabilities over the last axis: of outcomes, or of actions π(a|s)        (..., n)
     H           entropy −Σ p log p in nats
-    log_base    log of the base measure (no logarithm's base): 0 counts outcomes; log w for the nodes of a continuous
-                variable with quadrature weights w, so Σ w f = ∫ f da and p/w is the density.  Entropies are then
-                relative, −Σ p log(p/w), which is the differential entropy
+    log_base    0 where outcomes are counted; log w for the nodes of a continuous variable with quadrature weights w,
+                Σ w f = ∫ f da.  There p/w is the density, and H = −Σ p log(p/w) its differential entropy
     α alpha     temperature, in units of reward;  β = 1/α
     λ           Lagrange multipliers of constrained means
     r, γ gamma  reward; discount (in langevin.py the same letter is a friction)
@@ -48,13 +47,13 @@ def entropy(p, log_base=0.0):
 
 
 def _gibbs(Q, alpha, log_base):
-    """max Q, log Σ exp((Q − max Q)/α + log_base), and the normalised weights: what Eq. 16 and 17 are made of."""
+    """max Q (...), log Σ exp((Q − max Q)/α + log_base) (...), and these terms over their sum (..., A), for Eq. 16, 17."""
     Q = _finite("Q", Q)
     log_base = _finite("log_base", log_base, like=Q)
     Q_max = Q.max(-1, keepdims=True)
     gap = Q - Q_max                                                         # subtract before dividing: safe at Q/α = 1e14
     z = log_base + (gap / alpha if alpha else np.where(gap == 0, 0.0, -np.inf))             # α = 0: the best actions share
-    z_max = z.max(-1, keepdims=True)
+    z_max = z.max(-1, keepdims=True)                                        # a second shift: log_base may be −1000
     weights = np.exp(z - z_max)
     total = weights.sum(-1, keepdims=True)
     return Q_max[..., 0], (z_max + np.log(total))[..., 0], weights / total
@@ -97,10 +96,10 @@ def canonical_free_energy(p, E, beta):
 def max_entropy(features, means, log_base=0.0, max_steps=100):
     """The distribution of largest entropy with Σ p f_k = means_k.  features (n, K), means (K,) -> (λ (K,), p (n,)).
 
-    Eq. 4's maximum is p = exp(−λ·f + log_base)/Z (Eq. 5), where λ minimises the convex dual log Z(λ) + λ·means: its
-    gradient is means − E[f], its Hessian Cov[f]: Newton's step is −Cov⁻¹ gradient.  ValueError where no single, finite λ
-    solves it: the means must lie strictly inside the convex hull of the features, and the features be independent; where
-    the covariance's smallest eigenvalue falls below 1e-12 (features scaled to 1), they count as on its edge.
+    Eq. 4's maximum is p = exp(−λ·f + log_base)/Z (Eq. 5).  λ minimises the convex dual log Z(λ) + λ·means, of gradient
+    means − E[f] and Hessian Cov[f], by Newton steps −Cov⁻¹ gradient.  ValueError where no single, finite λ does: means
+    must lie strictly inside the convex hull of the features, and these be independent.  Means where Cov[f] (features
+    scaled to 1) has an eigenvalue below 1e-12 count as outside.
     """
     f = _finite("features", features, None, None)
     f = f - _finite("means", means, f.shape[1])                             # then log Z alone is the dual
@@ -111,7 +110,7 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
         p = boltzmann_policy(-(f @ lam), 1.0, log_base)                     # Eq. 5 (exponential family)
         gradient, centred = -(p @ f), f - p @ f
         hessian = (p[:, None] * centred).T @ centred                        # Cov[f]
-        ridge = 1e-6 * np.abs(gradient).max() + 1e-14 * np.trace(hessian) + 1e-300          # Cov -> 0 far out
+        ridge = 1e-6 * np.abs(gradient).max() + 1e-14 * np.trace(hessian) + 1e-300          # Cov may be 0
         step = np.linalg.solve(hessian + ridge * np.eye(lam.size), -gradient)
         size, value = 1.0, dual(lam)
         while size > 1e-40 and dual(lam + size * step) > value + 1e-13 * (1 + abs(value)):
@@ -129,9 +128,9 @@ def max_entropy(features, means, log_base=0.0, max_steps=100):
 
 @dataclass
 class MDP:
-    """reward (S, A);  successor (S, A, K), indices of states;  probability (S, A, K), of sum 1 over K;  0 ≤ gamma ≤ 1.
+    """reward (S, A);  probability (S, A, K), of sum 1 over K, to go on to state successor (S, A, K);  0 ≤ gamma ≤ 1.
 
-    No state is terminal: one that leads to itself goes on earning entropy, α log A a step, which a reward of −α log A cancels.
+    No state is terminal.  One that only leads to itself earns α log A of entropy a step; a reward of −α log A cancels it.
     """
     reward: np.ndarray
     successor: np.ndarray
@@ -181,8 +180,8 @@ def soft_backup(mdp, V):
 def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     """The soft-optimal Q (S, A), V (S,), π (S, A), with an error in V below tol or rounding.  ValueError if gamma = 1.
 
-    A sweep adds `change` to V, and all later ones together between γ/(1 − γ) times its smallest and its largest entry
-    (Puterman 1994, §6.6).  The middle of these two is added at once; half their distance bounds the error that is left.
+    If a sweep adds `change` (S,) to V, all later ones together add, in each state, between ahead·min(change) and
+    ahead·max(change), ahead = γ/(1 − γ) (Puterman 1994, §6.6).  V gets the middle at once; the error is at most half the gap.
     """
     gamma = mdp.gamma
     if gamma == 1:
@@ -191,7 +190,7 @@ def soft_value_iteration(mdp, alpha, log_base=0.0, tol=1e-9):
     for _ in range(2 + int(40 / (1 - gamma))):                              # γⁿ < e^{−40}: only rounding is left
         change = soft_value(soft_backup(mdp, V), alpha, log_base) - V       # a sweep: Eq. 14, then Eq. 16
         V = V + change + ahead * (change.max() + change.min()) / 2          # and the middle of what is to come
-        if ahead * np.ptp(change) / 2 < max(tol, ahead * 1e-15 * np.abs(V).max()):          # the latter is rounding
+        if ahead * np.ptp(change) / 2 < max(tol, ahead * 1e-15 * np.abs(V).max()):          # or only rounding is left
             break
     Q = soft_backup(mdp, V)
     return Q, soft_value(Q, alpha, log_base), boltzmann_policy(Q, alpha, log_base)
@@ -222,10 +221,10 @@ def enumerate_paths(mdp, start, horizon):
 def max_caliber(mdp, start, horizon, mean_return):
     """The path probabilities of largest entropy with a given mean return -> alpha, paths (n, 2T + 1), probabilities (n,).
 
-    Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t and, up to a constant, 𝓗 = −KL(P ‖ uniform actions), so that
-    P = Π p(s'|s, a) exp(−λ∫L dt)/Z.  The chapter's Eq. 8 leaves out λ = 1/α, without which the mean return cannot be
-    chosen.  α is negative for a mean return below that of uniform actions; at that one it is infinite, or by
-    rounding huge, of either sign.  ValueError where max_entropy finds no solution.
+    Eq. 6 under the constraint Eq. 7, with ∫L dt = −Σ γ^t r_t, gives P = Π p(s'|s, a) exp(−λ∫L dt)/Z: the base measure
+    log_p makes 𝓗 = −KL(P ‖ paths of uniform actions) + constant.  The chapter's Eq. 8 leaves out λ = 1/α, without which
+    the mean return cannot be chosen.  α < 0 for a mean return below that of uniform actions; at that one it is infinite,
+    or by rounding huge, of either sign.  ValueError where max_entropy finds no solution.
     """
     paths, returns, log_p = enumerate_paths(mdp, start, horizon)
     lam, P = max_entropy(-returns[:, None], [-mean_return], log_p)          # Eq. 8 (path law): f is ∫L dt = −return
@@ -237,7 +236,7 @@ def max_caliber(mdp, start, horizon, mean_return):
 def policy_flow(pi0, Q, alpha, times):
     """π(t) on the steepest descent of F = −E_π[Q] − α H(π) in the Fisher–Rao metric.  pi0, Q (A,), times (K,) -> (K, A).
 
-    Eq. 13 as ∂π/∂t = π (G − E_π[G]), G = Q − α log π, in closed form: log π relaxes to Q/α at the rate α.  It is
+    Eq. 13 as ∂π/∂t = π (G − E_π[G]), G = Q − α log π, is solved by π(t) ∝ π(0)^{e^{−αt}} exp((1 − e^{−αt}) Q/α).  It is
     deterministic, so not Langevin dynamics.  In the Wasserstein metric Eq. 13 is the Fokker–Planck equation Eq. 3 in
     action space, with V = −Q and kT = α.
     """
@@ -283,10 +282,9 @@ class PendulumMDP(MDP):
 def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"):
     """Pendulum-v1 on a grid: the bilinear weights of the next state are its transition probabilities.
 
-    Actions a = torque/2 in [−1, 1], the frame in which SAC measures entropy: spacing "tanh" puts the nodes at tanh u,
-    |u| ≤ 6, with weights da = sech² u du, and so resolves the layers of width α/|∂Q/∂a| at the bounds that a "uniform"
-    grid (bounds included, equal weights) mis-integrates.  "uniform" is for α = 0.  Pass log_base to every function that
-    takes one: otherwise nodes are counted, and they crowd at the bounds.
+    Actions a = torque/2 in [−1, 1], the frame in which SAC measures entropy.  "tanh": nodes at tanh u, |u| ≤ 6, with
+    weights da = sech² u du, dense at the bounds, where π has layers of width α/|∂Q/∂a|.  "uniform" (bounds included,
+    equal weights) misses these: for α = 0 only.  Pass log_base to all that take it, or nodes are counted.
     """
     if spacing not in ("tanh", "uniform") or min(n_theta, n_theta_dot, n_a) < 2:
         raise ValueError(f"spacing must be 'tanh' or 'uniform', each n at least 2, got {spacing!r}, {n_theta, n_theta_dot, n_a}")
@@ -331,7 +329,7 @@ def main():
     print("        formula", boltzmann_policy(Q, alpha).round(4), "  simulated", drawn.round(4))
 
     lam, p = max_entropy(np.arange(1.0, 7)[:, None], [4.5])
-    ways = [np.polynomial.polynomial.polypow([0] + 6 * [1.0], n) for n in (199, 200)]         # in which n dice have a sum
+    ways = [np.polynomial.polynomial.polypow([0] + 6 * [1.0], n) for n in (199, 200)]         # [m]: in which n dice have sum m
     one = ways[0][900 - np.arange(1, 7)] / ways[1][900]
     print("Eq. 5   a die of mean 4.5, and one of 200 fair dice that happen to have this mean, by counting (equal for many)")
     print("        formula", p.round(3), "  counted", one.round(3))

@@ -35,7 +35,7 @@ LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0            # σ from 5e-5 to 7.4: float32 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings, each with its reason.  Chosen on Pendulum-v1, see the README."""
+    """The settings, most with a reason.  Chosen on Pendulum-v1, see the README."""
     hidden: tuple = (64, 64, 64)        # two layers leave twice the regret: the value has cliffs
     gamma: float = 0.998                # 0.99 is hardly worse on average, but its median start loses half as much again
     tau: float = 0.04                   # target networks follow within 1/τ = 25 updates; 0.08 is as good
@@ -78,7 +78,7 @@ class MLP:
         self.scale = scale
         shapes = [lead + shape for n_in, n_out in zip(sizes, sizes[1:]) for shape in ((n_in, n_out), (1, n_out))]
         ends = np.cumsum([math.prod(shape) for shape in shapes]).tolist()
-        self.layout = list(zip([0] + ends, ends, shapes))                   # start, end and shape of each part of theta
+        self.layout = list(zip([0] + ends, ends, shapes))                   # start, end, shape of each part: W, b, W, b, …
         self.theta = np.zeros(ends[-1], dtype)
         for W in self.weights:                                              # He et al. 2015: signals keep roughly their size
             W[...] = rng.normal(0, math.sqrt(2 / W.shape[-2]), W.shape)
@@ -94,7 +94,7 @@ class MLP:
         return parts[::2], parts[1::2]
 
     def forward(self, x):
-        """x (N, n_in) -> y (N, n_out) or (copies, N, n_out), and for backward each layer's input x, with its √(z² + ½)."""
+        """x (N, n_in) -> y (N, n_out) or (copies, N, n_out), and for backward each layer's input x and root."""
         *hidden, (W_last, b_last) = zip(*self.views(self.theta))
         cache = [(x, None)]
         for W, b in hidden:
@@ -115,7 +115,7 @@ class MLP:
             dx = dz @ W.swapaxes(-1, -2)                                    # dx = dz Wᵀ
             if root is not None:
                 dz = dx * x / root                                          # x = (z + root)/2 has the slope dx/dz = x/root
-        return d_theta, dx.sum(axis=0) if dx.ndim > x.ndim else dx          # the twins share their input
+        return d_theta, dx.sum(axis=0) if dx.ndim > x.ndim else dx          # x: now the net's input, which twins share
 
 
 class Adam:
@@ -127,7 +127,7 @@ class Adam:
         self.m, self.v, self.t = np.zeros_like(theta), np.zeros_like(theta), 0
 
     def step(self, d_theta):
-        """Move θ by −learning_rate · m̂ / (√v̂ + ε); m and v lack the factors 1 − β, which correct_m and root hold."""
+        """Move θ by −learning_rate · m̂ / (√v̂ + ε).  correct_m and root hold the factors 1 − β that m and v lack."""
         self.t += 1
         self.m = self.beta1 * self.m + d_theta
         self.v = self.beta2 * self.v + d_theta * d_theta
@@ -185,7 +185,7 @@ class SAC:
         self.low, self.high = np.array((action_low, action_high), float).reshape(2, -1)
         if not (np.isfinite(self.high - self.low) & (self.low < self.high)).all():
             raise ValueError(f"actions need finite bounds low < high, got {action_low} and {action_high}")
-        np.empty(16_000_000, np.uint8)  # looks unused: freeing 16 MB once makes glibc reuse memory; far fewer page faults
+        np.empty(16_000_000, np.uint8)  # not used: freed at once, it makes glibc reuse large arrays; fewer page faults
         A = self.action_dim = len(self.low)
         self.obs_dim, self.dtype, self.rng = int(obs_dim), np.dtype(dtype), np.random.default_rng(seed)
         self.actor = MLP((obs_dim, *s.hidden, 2 * A), self.rng, dtype=dtype)
@@ -199,7 +199,7 @@ class SAC:
     alpha = property(lambda self: math.exp(self.log_alpha[0]))             # kept as its logarithm
 
     def policy(self, obs):
-        """μ, log σ (N, A), where log σ was not clipped (N, A), and the actor's cache."""
+        """μ and log σ (N, A), a mask (N, A) that is False where log σ was clipped, and the actor's cache."""
         y, cache = self.actor.forward(obs)
         mu, raw = y[..., :self.action_dim], y[..., self.action_dim:]
         log_std = np.clip(raw, LOG_STD_MIN, LOG_STD_MAX)
@@ -222,7 +222,7 @@ class SAC:
         return a
 
     def checked(self, obs):
-        """A copy of obs (…, obs_dim), because the environment may overwrite it.  ValueError, FloatingPointError."""
+        """A copy of obs (…, obs_dim), because the environment may overwrite it.  Errors: see act."""
         obs = np.array(obs, self.dtype)
         if obs.shape[-1:] != (self.obs_dim,):
             raise ValueError(f"the observation must have {self.obs_dim} numbers, got the shape {obs.shape}")
@@ -254,8 +254,8 @@ class SAC:
 
         Its mean over noise, per state, is α KL(π ‖ exp(Q/α)/Z) − α log Z (Eq. 21): it draws π towards the Boltzmann policy.
 
-        φ, α and the noise are held fixed, so u = μ + σ·noise carries the gradient: da/du = 1 − a², ∂u/∂μ = 1, ∂u/∂log σ =
-        σ·noise; log N(u; μ, σ) changes by −1 per log σ only, so ∂log π/∂μ = 2a, ∂log π/∂log σ = −1 + 2a σ·noise.
+        φ, α and the noise are held fixed.  u = μ + σ·noise: ∂u/∂μ = 1, ∂u/∂log σ = σ·noise, da/du = 1 − a².  In log π the
+        term −log(1 − tanh² u) has the slope 2a in u, and log N changes only by −1 per log σ (noise is fixed).
         """
         N, alpha = len(obs), self.alpha
         mu, log_std, free, cache = self.policy(obs)
@@ -265,7 +265,7 @@ class SAC:
         loss = (alpha * log_prob.sum() - np.minimum(Q[0], Q[1]).sum()) / N                   # Eq. 20 (actor loss)
         dQ = np.stack((first, ~first)).astype(self.dtype) * (-1 / N)        # only the smaller critic is seen
         d_input = self.critic.backward(dQ, critic_cache, with_theta=False)[1]
-        du = d_input[:, self.obs_dim:] * (1 - a * a) + (2 * alpha / N) * a  # from −min Q, by its inputs a; from α log π
+        du = d_input[:, self.obs_dim:] * (1 - a * a) + (2 * alpha / N) * a  # ∂Loss/∂u: from −min Q; from α log π
         d_log_std = (du * noise * np.exp(log_std) - alpha / N) * free
         return loss, self.actor.backward(np.concatenate((du, d_log_std), axis=1), cache)[0], log_prob
 
@@ -355,8 +355,8 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
 
     log holds arrays: per update "step", "critic_loss", "actor_loss", "alpha", "entropy"; per finished episode
     "episode_step", "episode_return"; "observations", the states in the buffer (n, obs_dim); "n_steps", how many were taken.
-    progress(step, agent, log), if given, is called after every step, with lists, and without the last two.  Ctrl-C ends
-    the training early, with what was learned so far.  FloatingPointError, naming step and quantity, for one not finite.
+    progress(step, agent, log), if given, is called after every step; log then holds lists, and not yet the last two.
+    Ctrl-C ends the training early and returns.  FloatingPointError names the step and what was not finite.
     """
     if not isinstance(n_steps, (int, np.integer)) or n_steps <= settings.warmup:
         raise ValueError(f"n_steps must be a whole number above the {settings.warmup} steps of warm-up, got {n_steps}")
