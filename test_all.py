@@ -1,4 +1,4 @@
-"""The chapter's claims as tests, in the chapter's order: `pytest test_all.py`.
+"""The chapter's claims as tests: `pytest test_all.py`.  Part 1 goes with the chapter, in its order; part 2 is the rest.
 
 A test's name is a claim; C1 … C19 and Eq. 1 … 25 are the README's numbers. What is expected comes from an identity, a closed
 form, an independent slow computation or finite differences. Statistical bounds are four standard errors, with fixed seeds.
@@ -24,7 +24,6 @@ import langevin as L
 import maxent as M
 import numpy as np
 import pytest
-
 HERE, RNG = Path(__file__).parent, np.random.default_rng
 near = lambda x, y, tol: np.abs(np.subtract(x, y)).max() <= tol
 gaussian = lambda x, mean, variance: np.exp(-((x - mean) ** 2) / (2 * variance)) / np.sqrt(2 * np.pi * variance)
@@ -39,17 +38,10 @@ def chi_square(samples, p, grid):                                           # ov
     counts = np.bincount(np.searchsorted(grid[cut] + dx / 2, samples), minlength=cut.size + 1)
     return (((counts - expected) ** 2 / expected).sum() - cut.size) / np.sqrt(2 * cut.size)
 
-def refuses(call, good, message, **bad):                                    # each bad value, in place of the good one
-    for name, values in bad.items():
-        for value in values:
-            with pytest.raises(ValueError, match=message.format(name)):
-                pytest.fail(f"accepted {name} = {value}: {call(**{**good, name: value})}")
 
-NOT_POSITIVE = 0.0, -1.0, np.nan, np.inf
+# === Part 1: the chapter, in its order ===============================================================================
 
-
-
-# === langevin.py =======================================================================================================
+# --- Langevin dynamics, Boltzmann, Fokker–Planck ---------------------------------------------------------------------
 
 KT, GAMMA, K, DT = 0.5, 1.5, 3.0, 0.3                                       # a large DT on purpose: K·DT/GAMMA = 0.6
 D, BATH, FORCE = KT / GAMMA, dict(kT=KT, gamma=GAMMA), dict(grad_V=L.double_well_gradient, V=L.double_well)
@@ -204,33 +196,7 @@ def test_onsager_machlup_action_is_minus_log_p_only_with_its_curvature_term_and_
     for cost in (action, minus_log_p):
         falls_by(4, lambda x, dt: cost(x, dt) - cost(x[::-1], dt) - (L.double_well(x[-1]) - L.double_well(x[0])) / KT)
 
-def test_bad_physics_is_refused_before_a_number_is_drawn_and_a_step_that_blows_up_names_dt():
-    """With what was wrong, and what is accepted; rng is None.  The quartic well explodes beyond |x| = 1/√(2dt)."""
-    run = partial(refuses, L.simulate, dict(x0=[0, 3], kT=1, dt=0.5, n_steps=9, rng=None, grad_V=L.double_well_gradient))
-    run("{} must be a positive number", kT=NOT_POSITIVE, dt=NOT_POSITIVE, gamma=NOT_POSITIVE)
-    run("{} must be a one-dim", x0=(1.0, np.zeros((2, 2)), [0.0, np.nan], [np.inf]))
-    run("{} must be a whole number", n_steps=(-1, 1.5), record_every=(-1, 0, 1.5))
-    run("{} must return one finite", grad_V=(np.sum, lambda x: np.where(x > 1, np.nan, x)), V=(np.sum,))
-    run("mala", method=("mala", "verlet"))                                  # the first needs V, the second is unknown
-    with pytest.raises(FloatingPointError, match="blew up at step .: dt = 0.5"):
-        L.simulate([0, 3], L.double_well_gradient, kT=1, dt=0.5, n_steps=9, rng=RNG(13))
-    evolve = partial(refuses, L.fokker_planck_evolve, dict(p0=(0.5, 0.5), V=(0, 0), dx=1, kT=1, times=[1]))
-    evolve("{} must be a positive number", kT=NOT_POSITIVE, dx=NOT_POSITIVE, gamma=NOT_POSITIVE)
-    evolve("{} must hold finite", V=([[0, 0]], [1], [0, np.inf]), p0=([1, np.nan],))
-    evolve("{} must be", p0=([0.5, 0.3, 0.2], [2, -1], [0.5, 0.5000015]), times=(1, [[1]], [2, 1], [-1], [1, np.nan]))
-    passage = partial(refuses, L.mean_first_passage_time, dict(V=L.double_well, a=0.0, b=1.0, kT=1.0))
-    passage("{} must be a positive number", kT=NOT_POSITIVE, gamma=NOT_POSITIVE)
-    passage("b must lie to the right of a", a=(1.0, 2.0, -np.inf, np.nan))
-    slow = lambda x: 0.75 * np.log(1 + x * x)                               # a mean exists, but too much of it lies far out
-    well = lambda x: np.log(1 + x * x) / 2 - 40 * np.exp(-x * x)            # none exists, but little of it lies far out
-    passage("{} must grow", V=(lambda x: x, lambda x: np.log(1 + x * x) / 2, slow, well, np.cos))
-    passage("{} must return", V=[lambda x, bad=bad: np.where(x > 0.5, bad, x * x) for bad in (np.nan, np.inf)])
-    path = partial(refuses, L.onsager_machlup_action, dict(path=[0, 1], dt=1, grad_V=abs, curvature=abs, kT=1))
-    path("{} must be a positive number", kT=NOT_POSITIVE, dt=NOT_POSITIVE)
-    path("{} must return one finite", grad_V=[np.sum], curvature=[np.sum])
-
-
-# === maxent.py =========================================================================================================
+# --- Maximum entropy, maximum caliber, soft Bellman, Boltzmann policy ------------------------------------------------
 
 Q5, BASE5, FACES = np.array([1, 3, 2, 0.5, 2.5]), np.log([0.1, 0.7, 0.3, 0.5, 0.4]), np.arange(1.0, 7)[:, None]
 kl = lambda p, q: np.sum(p * (np.log(p) - np.log(q)), axis=-1)
@@ -240,6 +206,99 @@ simplex = lambda k, *n: RNG(1).dirichlet(np.ones(k), n)
 def random_mdp(gamma=0.9, S=7, A=3, K=2):
     r = RNG(0)
     return M.MDP(r.normal(size=(S, A)), r.random((S, A, S)).argsort(2)[..., :K].astype("u8"), simplex(K, S, A), gamma)
+
+def test_a_die_with_mean_4_5_is_found_in_at_most_8_newton_steps_and_has_the_largest_entropy():
+    """Eq. 4, 5 (Jaynes' die); 3.5 is the fair die, 2.5 the mirrored one, and renumbering the faces changes nothing."""
+    die = lambda mean: M.max_entropy(FACES, [mean], 0.0, 8)[1]
+    p, line = die(4.5), np.c_[FACES**0, FACES]
+    assert near([die(mean) @ FACES - mean for mean in (3, 4.5, 5.5)], 0, 1e-12)
+    assert near(die(3.5), 1 / 6, 1e-15) and near(die(2.5), p[::-1], 1e-12)
+    assert near(M.max_entropy(1e6 * FACES + 1e9, [1e6 * 4.5 + 1e9], 0.0, 8)[1], p, 1e-8)
+    q = p + RNG(0).normal(size=(50, 6)) * 0.01 @ (np.eye(6) - line @ np.linalg.pinv(line))          # dice of mean 4.5
+    assert near(M.entropy(p) - M.entropy(q), kl(q, p), 1e-14) and kl(q, p).min() > 0, "so log p is linear in the faces: Eq. 5"
+
+def test_multipliers_of_a_gaussian_and_the_derivatives_of_log_Z_are_the_known_ones():
+    """Eq. 5: λ = (−μ/σ², 1/2σ²); ∂log Z = −E[f], ∂²log Z = Cov[f]; and problems that are hard for Newton's method."""
+    x, var = np.arange(-1200, 1201) / 100, 0.3
+    found = [M.max_entropy(np.c_[x, x * x], [mu, var + mu**2], np.log(0.01))[0] * var for mu in (-7, 0)]
+    assert near(found, [[7, 0.5], [0, 0.5]], 1e-8)
+    f, lam = RNG(0).normal(size=(6, 2)), np.array([0.3, -0.8])
+    law = lambda lam: M.boltzmann_policy(-f @ lam, 1.0)
+    gradient = lambda g: [slope(lambda x: g(lam + x * axis), 0.0, 1e-3) for axis in np.eye(2)]
+    assert near(gradient(lambda lam: M.soft_value(-f @ lam, 1.0)), -law(lam) @ f, 1e-10), "∂log Z = −E[f]"
+    assert near(gradient(lambda lam: -law(lam) @ f), np.cov(f.T, aweights=law(lam), ddof=0), 1e-8), "−∂E[f] = ∂²log Z = Cov[f]"
+    assert near(M.max_entropy(f, law(lam) @ f)[0], lam, 1e-10)
+    (lam,), p = M.max_entropy([[0], [1]], [0.5], [0, -1000])                # a Newton step from λ = 0 overshoots by e^1000
+    assert near((lam + 1000, *p), (0, 0.5, 0.5), 1e-12)
+    f, p = np.array([[-2, -2], [2, 2], [-1, -2]]), np.array([3, 3, 1]) / 7  # the only p; on the way Cov[f] is singular
+    assert near(M.max_entropy(f, p @ f, [-15, -37, 32])[1], p, 1e-9)
+    assert near(M.max_entropy([[0], [1]], [1e-11])[1][1], 1e-11, 1e-15), "a variance of 1e-11 is enough, one of 1e-13 not"
+
+def soft_paths(mdp, alphas):                                                # backward induction, Eq. 14, 16, 17
+    (paths, returns, log_p), V, P = M.enumerate_paths(mdp, 0, len(alphas)), np.zeros(len(mdp.reward)), 1.0
+    for t in reversed(range(len(alphas))):
+        Q = M.soft_backup(mdp, V)
+        V, P = M.soft_value(Q, alphas[t]), P * M.boltzmann_policy(Q, alphas[t])[paths[:, 2 * t], paths[:, 2 * t + 1]]
+    return returns, log_p, P * np.exp(log_p), V[0]
+
+@pytest.mark.parametrize("K, gamma", ((1, 1.0), (1, 0.9), (2, 1.0), (2, 0.9)))
+def test_maximum_caliber_is_soft_optimal_control_only_if_deterministic_and_undiscounted(K, gamma):
+    """C4, Eq. 6–8: otherwise P ∝ Πp exp(R/α) is not π's law: α log Z − J(π) = α KL > 0; α/γ^t undoes discounting."""
+    mdp, alpha = random_mdp(gamma, 4, 2, K), 0.7
+    returns, log_p, soft, V = soft_paths(mdp, [alpha] * 4)
+    found, _, P = M.max_caliber(mdp, 0, 4, M.boltzmann_policy(returns, alpha, log_p) @ returns)
+    J, TV = M.regularised_value(soft, returns, alpha, log_p), np.abs(soft - P).sum() / 2
+    assert near(found, alpha, 1e-9) and near(M.soft_value(returns, alpha, log_p) - J, alpha * kl(soft, P), 1e-12)
+    assert near(soft, P, 1e-12) if (K, gamma) == (1, 1) else TV > 0.01
+    assert (gamma == 1) == near(V, J, 1e-12) and (K > 1 or near(soft_paths(mdp, 0.7 / gamma**np.arange(4))[2], P, 1e-12))
+
+def test_the_multiplier_changes_sign_at_the_mean_return_of_uniform_actions():
+    """Eq. 7: below it α is negative. Eq. 8 as the chapter writes it has λ = 1 and one mean, whatever is asked for."""
+    R = M.enumerate_paths(mdp := random_mdp(1.0, 4, 2, 1), 0, 4)[1]
+    for shift in (-0.5, -1e-3, 0.0, 1e-3, 0.5):
+        alpha, _, P = M.max_caliber(mdp, 0, 4, R.mean() + shift)
+        assert np.sign(alpha) == np.sign(shift) if shift else abs(alpha) > 1e12
+        assert near(P @ R, R.mean() + shift, 1e-12) and not near(M.boltzmann_policy(R, 1.0) @ R, P @ R, 0.1)
+
+def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
+    """C4, Eq. 8: safe pays 1, risky 4 with chance 0.1; only the causal reading keeps that chance, P = 1/(1 + exp(1 − 0.4))."""
+    e, generator = np.exp, RNG(1)
+    expected = [((e(4) + 1) / (e(4) + 1 + e(1)), e(4) / (e(4) + 1)),
+                ((0.1 * e(4) + 0.9) / (0.1 * e(4) + 0.9 + e(1)), 0.1 * e(4) / (0.1 * e(4) + 0.9)), (1 / (1 + e(0.6)), 0.1)]
+    assert near(F.three_calibers(1.0), expected, 1e-12)
+    for exact, odds in zip(expected, ((2 / 3, 1 / 2), (1 / 2, 0.1))):       # of the kept games at least 40 000 are risky
+        assert near(F.lucky(1.0, *odds, generator, 10**6), exact, 4 * np.sqrt(0.25 / 40_000))
+
+def test_return_and_soft_value_are_sums_over_time_and_the_entropy_is_the_slope_of_the_optimum_in_alpha():
+    """Eq. 9–12: F = −V = −R − αH with R and H discounted sums, here step by step; dV*/dα = H as for any free energy."""
+    mdp, pi, now, R, H = random_mdp(), simplex(3, 7), np.eye(7), 0, 0
+    P = np.einsum("sa,sak,sakz->sz", pi, mdp.probability, np.eye(7)[mdp.successor])
+    for t in range(400):
+        R, H, now = R + now @ np.sum(pi * mdp.reward, axis=1), H - now @ np.sum(pi * np.log(pi), axis=1), 0.9 * now @ P
+    assert near((*M.return_and_entropy(mdp, pi), M.soft_policy_evaluation(mdp, pi, 0.3)), (R, H, R + 0.3 * H), 1e-12)
+    V, best = (lambda alpha: M.soft_value_iteration(mdp, alpha, tol=1e-12)[1]), M.soft_value_iteration(mdp, 0.5)[2]
+    assert near(slope(V, 0.5, 1e-2), M.return_and_entropy(mdp, best)[1], 1e-6)
+
+@pytest.mark.parametrize("alpha", (0.0, 0.5, 3.0))
+def test_policy_flow_solves_its_equation_lowers_the_free_energy_and_ends_at_the_boltzmann_policy(alpha):
+    """Eq. 13, Fisher–Rao: ∂π/∂t = π (G − E_π[G]), G = Q − α log π, integrated here over 40 Gauss–Legendre nodes from 0 to 2."""
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    flow = M.policy_flow(simplex(5), Q5, alpha, [0, *nodes + 1, 2, 1e3])
+    gain = Q5 - alpha * np.log(pi := flow[1:-2])
+    rate = pi * (gain - np.sum(pi * gain, axis=1, keepdims=True))
+    assert near(flow[0], simplex(5), 1e-12) and near(flow[-2], simplex(5) + weights @ rate, 1e-12)
+    assert near(flow[-1], M.boltzmann_policy(Q5, alpha), 1e-12)
+    assert (np.diff(M.regularised_value(flow[:-1], Q5, alpha)) > 0).all(), "F must fall"
+
+def test_langevin_noise_on_the_logits_does_not_sample_the_boltzmann_policy_and_without_noise_they_reach_it():
+    """C5, negative control: dθ = −∇F dt + √(2kT) dW draws policies, and not even their mean is π*."""
+    theta, noise, kT = np.zeros((2, 2000, 5)), RNG(0), np.array((0, 0.3))[:, None, None]
+    for _ in range(200):                                                    # dt = 1/2
+        pi = M.boltzmann_policy(theta, 1.0)
+        force = pi * (Q5 - np.log(pi) - np.sum(pi * (Q5 - np.log(pi)), axis=-1, keepdims=True))
+        theta = theta + 0.5 * force + np.sqrt(2 * kT * 0.5) * noise.normal(size=theta.shape)
+    quiet, noisy = np.abs(pi.mean(1) - M.boltzmann_policy(Q5, 1.0)).sum(1) / 2
+    assert quiet < 1e-3 and noisy > 4 * pi[1].std(0).sum() / 2 / np.sqrt(2000) + 0.05
 
 @pytest.mark.parametrize("alpha, log_base", [(x, base) for x in (0.1, 0.5, 1.0, 2.0, 5.0) for base in (0.0, BASE5)])
 def test_boltzmann_policy_is_the_unique_solution_and_its_entropy_rises_with_temperature(alpha, log_base):
@@ -280,6 +339,53 @@ def test_canonical_ensemble_is_the_minimum_of_Eq_25_whose_maximum_is_the_highest
     assert near(free + np.log(law.sum()) / 1.3, kl(p, law / law.sum()) / 1.3, 1e-13)
     assert near(at_vertices, energy, 0) and free.max() < energy.max()
 
+@pytest.mark.parametrize("alpha, gamma", ((0.5, 0.0), (10.0, 0.9), (0.01, 0.9), (0.05, 0.99)))
+def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iteration_end_at_the_optimum(alpha, gamma):
+    """Eq. 14–17, C13: Q − α log π* = V for all actions (no noise in a target); V_0 ≤ V_α ≤ V_0 + α log|A|/(1 − γ)."""
+    mdp, bound, pi, values = random_mdp(gamma), alpha * np.log(3) / (1 - gamma), simplex(3, 7), []
+    Q, V, opt = M.soft_value_iteration(mdp, alpha)
+    T = lambda V: M.soft_value(M.soft_backup(mdp, V), alpha)
+    for A, B in RNG(0).normal(size=(100, 2, 7)):
+        assert near(T(A), T(B), gamma * np.abs(A - B).max() + 1e-12) and near(T(A + 5), T(A) + 5 * gamma, 1e-12)
+    for _ in range(20):
+        values.append(M.soft_policy_evaluation(mdp, pi, alpha))
+        pi = M.boltzmann_policy(M.soft_backup(mdp, values[-1]), alpha)
+    assert np.diff(values, axis=0).min() > -1e-11 and near(values[-1], V, 2e-9), "improvement must be monotone"
+    assert near(Q, mdp.reward + gamma * sum(mdp.probability[:, :, k] * V[mdp.successor[:, :, k]] for k in (0, 1)), 1e-9)
+    assert near(Q - alpha * np.log(opt), V[:, None], 1e-9) and near(M.soft_policy_evaluation(mdp, opt, alpha), V, 2e-9)
+    more = V - M.soft_value_iteration(mdp, 0)[1]
+    assert -2e-9 < more.min() and more.max() < bound
+    flat = replace(mdp, reward=np.ones((7, 3)))                             # here the bound is attained
+    assert near(M.soft_value_iteration(flat, alpha)[1], 1 / (1 - gamma) + bound, 2e-9)
+
+def test_a_soft_policy_is_robust_against_one_set_of_reward_changes_and_not_against_another():
+    """C8: E_π[r] + α H(π) − ε is the worst E_π[r'] over all r' with α log Σ exp((r − r')/α) ≤ ε (Eysenbach & Levine 2022)."""
+    alpha, epsilon, pi = 0.7, 1.3, M.boltzmann_policy(Q5, 0.7)              # r = Q5
+    worst = Q5 - alpha * np.log(pi) - epsilon
+    assert near(M.soft_value(Q5 - worst, alpha), epsilon, 1e-12), "it lies on the edge of the set"
+    assert near(pi @ worst, M.regularised_value(pi, Q5, alpha) - epsilon, 1e-12)
+    change = RNG(0).normal(0, 2, (5000, 5))
+    change += (epsilon - M.soft_value(change, alpha))[:, None]              # other r − r' on the edge
+    assert (pi @ (Q5 - change).T >= pi @ worst - 1e-12).all()
+    in_box = lambda pi: min(pi @ (Q5 + change) for change in itertools.product((-0.1, 0.1), repeat=5))
+    assert max(map(in_box, (pi, *simplex(5, 1000)))) < in_box(Q5 == Q5.max()), "against |r − r'| ≤ 0.1 greedy stays best"
+
+def test_only_the_ratio_of_reward_and_temperature_counts():
+    """C19: (c r, c α) has the policy of (r, α) and c times its value.  That α is the price of entropy: see Eq. 9–12."""
+    mdp = random_mdp()
+    (_, V, pi), (_, V_c, pi_c) = (M.soft_value_iteration(replace(mdp, reward=c * mdp.reward), 0.5 * c) for c in (1, 3.7))
+    assert near(pi_c, pi, 1e-8) and near(V_c, 3.7 * V, 1e-7)
+
+def test_a_flat_loss_of_zero_does_not_mean_convergence():
+    """C13: for a target network that is still 0, r + γ α log 3 has the loss 0 and is wrong; the exact Q has γ² Var V(s')."""
+    mdp = random_mdp()
+    y = lambda V: mdp.reward[..., None] + mdp.gamma * V[mdp.successor]      # Eq. 19, for both successors
+    loss = lambda Q, V: np.sum(mdp.probability * (Q[..., None] - y(V)) ** 2, axis=-1)
+    (Q, V, _), wrong = M.soft_value_iteration(mdp, 0.5), mdp.reward + 0.9 * 0.5 * np.log(3)
+    assert near(loss(wrong, M.soft_value(np.zeros((7, 3)), 0.5)), 0, 1e-28) and np.abs(wrong - Q).max() > 1
+    noise = 0.9**2 * mdp.probability.prod(-1) * np.ptp(V[mdp.successor], axis=-1) ** 2      # γ² p (1 − p) (V_1 − V_2)²
+    assert near(loss(Q, V), noise, 1e-8) and noise.min() > 0
+
 E = np.linspace(-9, 9, 601)                                                 # noise, its density and distribution
 PDF, CDF, dE = gaussian(E, 0, 1), np.array([0.5 + math.erf(e / 2**0.5) / 2 for e in E]), E[1] - E[0]
 CLIPPED, BEST = E * (1 - CDF) - PDF, 10 * CDF**9 * PDF * dE                 # E[min(ε, ε') | ε]; law of the best of ten
@@ -318,222 +424,7 @@ def test_a_critic_that_judges_its_own_choice_is_biased_up_and_the_smaller_of_two
     assert low <= bias / alone <= high
     assert off(noise[2][np.arange(50_000), one.argmax(axis=1)], BEST @ CLIPPED) < 4 and BEST @ CLIPPED < 0, "greedy, Q = 0"
 
-def test_a_die_with_mean_4_5_is_found_in_at_most_8_newton_steps_and_has_the_largest_entropy():
-    """Eq. 4, 5 (Jaynes' die); 3.5 is the fair die, 2.5 the mirrored one, and renumbering the faces changes nothing."""
-    die = lambda mean: M.max_entropy(FACES, [mean], 0.0, 8)[1]
-    p, line = die(4.5), np.c_[FACES**0, FACES]
-    assert near([die(mean) @ FACES - mean for mean in (3, 4.5, 5.5)], 0, 1e-12)
-    assert near(die(3.5), 1 / 6, 1e-15) and near(die(2.5), p[::-1], 1e-12)
-    assert near(M.max_entropy(1e6 * FACES + 1e9, [1e6 * 4.5 + 1e9], 0.0, 8)[1], p, 1e-8)
-    q = p + RNG(0).normal(size=(50, 6)) * 0.01 @ (np.eye(6) - line @ np.linalg.pinv(line))          # dice of mean 4.5
-    assert near(M.entropy(p) - M.entropy(q), kl(q, p), 1e-14) and kl(q, p).min() > 0, "so log p is linear in the faces: Eq. 5"
-
-def test_multipliers_of_a_gaussian_and_the_derivatives_of_log_Z_are_the_known_ones():
-    """Eq. 5: λ = (−μ/σ², 1/2σ²); ∂log Z = −E[f], ∂²log Z = Cov[f]; and problems that are hard for Newton's method."""
-    x, var = np.arange(-1200, 1201) / 100, 0.3
-    found = [M.max_entropy(np.c_[x, x * x], [mu, var + mu**2], np.log(0.01))[0] * var for mu in (-7, 0)]
-    assert near(found, [[7, 0.5], [0, 0.5]], 1e-8)
-    f, lam = RNG(0).normal(size=(6, 2)), np.array([0.3, -0.8])
-    law = lambda lam: M.boltzmann_policy(-f @ lam, 1.0)
-    gradient = lambda g: [slope(lambda x: g(lam + x * axis), 0.0, 1e-3) for axis in np.eye(2)]
-    assert near(gradient(lambda lam: M.soft_value(-f @ lam, 1.0)), -law(lam) @ f, 1e-10), "∂log Z = −E[f]"
-    assert near(gradient(lambda lam: -law(lam) @ f), np.cov(f.T, aweights=law(lam), ddof=0), 1e-8), "−∂E[f] = ∂²log Z = Cov[f]"
-    assert near(M.max_entropy(f, law(lam) @ f)[0], lam, 1e-10)
-    (lam,), p = M.max_entropy([[0], [1]], [0.5], [0, -1000])                # a Newton step from λ = 0 overshoots by e^1000
-    assert near((lam + 1000, *p), (0, 0.5, 0.5), 1e-12)
-    f, p = np.array([[-2, -2], [2, 2], [-1, -2]]), np.array([3, 3, 1]) / 7  # the only p; on the way Cov[f] is singular
-    assert near(M.max_entropy(f, p @ f, [-15, -37, 32])[1], p, 1e-9)
-    assert near(M.max_entropy([[0], [1]], [1e-11])[1][1], 1e-11, 1e-15), "a variance of 1e-11 is enough, one of 1e-13 not"
-
-def test_return_and_soft_value_are_sums_over_time_and_the_entropy_is_the_slope_of_the_optimum_in_alpha():
-    """Eq. 9–12: F = −V = −R − αH with R and H discounted sums, here step by step; dV*/dα = H as for any free energy."""
-    mdp, pi, now, R, H = random_mdp(), simplex(3, 7), np.eye(7), 0, 0
-    P = np.einsum("sa,sak,sakz->sz", pi, mdp.probability, np.eye(7)[mdp.successor])
-    for t in range(400):
-        R, H, now = R + now @ np.sum(pi * mdp.reward, axis=1), H - now @ np.sum(pi * np.log(pi), axis=1), 0.9 * now @ P
-    assert near((*M.return_and_entropy(mdp, pi), M.soft_policy_evaluation(mdp, pi, 0.3)), (R, H, R + 0.3 * H), 1e-12)
-    V, best = (lambda alpha: M.soft_value_iteration(mdp, alpha, tol=1e-12)[1]), M.soft_value_iteration(mdp, 0.5)[2]
-    assert near(slope(V, 0.5, 1e-2), M.return_and_entropy(mdp, best)[1], 1e-6)
-
-@pytest.mark.parametrize("alpha, gamma", ((0.5, 0.0), (10.0, 0.9), (0.01, 0.9), (0.05, 0.99)))
-def test_soft_backup_contracts_by_gamma_and_policy_improvement_and_value_iteration_end_at_the_optimum(alpha, gamma):
-    """Eq. 14–17, C13: Q − α log π* = V for all actions (no noise in a target); V_0 ≤ V_α ≤ V_0 + α log|A|/(1 − γ)."""
-    mdp, bound, pi, values = random_mdp(gamma), alpha * np.log(3) / (1 - gamma), simplex(3, 7), []
-    Q, V, opt = M.soft_value_iteration(mdp, alpha)
-    T = lambda V: M.soft_value(M.soft_backup(mdp, V), alpha)
-    for A, B in RNG(0).normal(size=(100, 2, 7)):
-        assert near(T(A), T(B), gamma * np.abs(A - B).max() + 1e-12) and near(T(A + 5), T(A) + 5 * gamma, 1e-12)
-    for _ in range(20):
-        values.append(M.soft_policy_evaluation(mdp, pi, alpha))
-        pi = M.boltzmann_policy(M.soft_backup(mdp, values[-1]), alpha)
-    assert np.diff(values, axis=0).min() > -1e-11 and near(values[-1], V, 2e-9), "improvement must be monotone"
-    assert near(Q, mdp.reward + gamma * sum(mdp.probability[:, :, k] * V[mdp.successor[:, :, k]] for k in (0, 1)), 1e-9)
-    assert near(Q - alpha * np.log(opt), V[:, None], 1e-9) and near(M.soft_policy_evaluation(mdp, opt, alpha), V, 2e-9)
-    more = V - M.soft_value_iteration(mdp, 0)[1]
-    assert -2e-9 < more.min() and more.max() < bound
-    flat = replace(mdp, reward=np.ones((7, 3)))                             # here the bound is attained
-    assert near(M.soft_value_iteration(flat, alpha)[1], 1 / (1 - gamma) + bound, 2e-9)
-
-def test_value_iteration_is_as_exact_as_promised_where_nothing_mixes_and_stops_once_only_rounding_is_left(monkeypatch):
-    """One action, two states that lead to themselves: V = ±100, and the change of a sweep shrinks by γ at most."""
-    apart = M.MDP([[1.0], [-1.0]], [[[0]], [[1]]], np.ones((2, 1, 1)), 0.99)
-    for tol in (0.1, 1e-9):
-        assert 0.9 * tol < 100 - M.soft_value_iteration(apart, 1.0, tol=tol)[1][0] < tol, "as exact as asked for, and no more"
-    sweeps, backup, mdp = [], M.soft_backup, random_mdp(0.9999)
-    monkeypatch.setattr(M, "soft_backup", lambda mdp, V: sweeps.append(V) or backup(mdp, V))
-    V = M.soft_value_iteration(mdp, 0.5, tol=0)[1]
-    assert len(sweeps) < 1000 and near(M.soft_value(backup(mdp, V), 0.5), V, 1e-11 * V.max())
-
-def soft_paths(mdp, alphas):                                                # backward induction, Eq. 14, 16, 17
-    (paths, returns, log_p), V, P = M.enumerate_paths(mdp, 0, len(alphas)), np.zeros(len(mdp.reward)), 1.0
-    for t in reversed(range(len(alphas))):
-        Q = M.soft_backup(mdp, V)
-        V, P = M.soft_value(Q, alphas[t]), P * M.boltzmann_policy(Q, alphas[t])[paths[:, 2 * t], paths[:, 2 * t + 1]]
-    return returns, log_p, P * np.exp(log_p), V[0]
-
-@pytest.mark.parametrize("K, gamma", ((1, 1.0), (1, 0.9), (2, 1.0), (2, 0.9)))
-def test_maximum_caliber_is_soft_optimal_control_only_if_deterministic_and_undiscounted(K, gamma):
-    """C4, Eq. 6–8: otherwise P ∝ Πp exp(R/α) is not π's law: α log Z − J(π) = α KL > 0; α/γ^t undoes discounting."""
-    mdp, alpha = random_mdp(gamma, 4, 2, K), 0.7
-    returns, log_p, soft, V = soft_paths(mdp, [alpha] * 4)
-    found, _, P = M.max_caliber(mdp, 0, 4, M.boltzmann_policy(returns, alpha, log_p) @ returns)
-    J, TV = M.regularised_value(soft, returns, alpha, log_p), np.abs(soft - P).sum() / 2
-    assert near(found, alpha, 1e-9) and near(M.soft_value(returns, alpha, log_p) - J, alpha * kl(soft, P), 1e-12)
-    assert near(soft, P, 1e-12) if (K, gamma) == (1, 1) else TV > 0.01
-    assert (gamma == 1) == near(V, J, 1e-12) and (K > 1 or near(soft_paths(mdp, 0.7 / gamma**np.arange(4))[2], P, 1e-12))
-
-def test_the_multiplier_changes_sign_at_the_mean_return_of_uniform_actions():
-    """Eq. 7: below it α is negative. Eq. 8 as the chapter writes it has λ = 1 and one mean, whatever is asked for."""
-    R = M.enumerate_paths(mdp := random_mdp(1.0, 4, 2, 1), 0, 4)[1]
-    for shift in (-0.5, -1e-3, 0.0, 1e-3, 0.5):
-        alpha, _, P = M.max_caliber(mdp, 0, 4, R.mean() + shift)
-        assert np.sign(alpha) == np.sign(shift) if shift else abs(alpha) > 1e12
-        assert near(P @ R, R.mean() + shift, 1e-12) and not near(M.boltzmann_policy(R, 1.0) @ R, P @ R, 0.1)
-
-@pytest.mark.parametrize("alpha", (0.0, 0.5, 3.0))
-def test_policy_flow_solves_its_equation_lowers_the_free_energy_and_ends_at_the_boltzmann_policy(alpha):
-    """Eq. 13, Fisher–Rao: ∂π/∂t = π (G − E_π[G]), G = Q − α log π, integrated here over 40 Gauss–Legendre nodes from 0 to 2."""
-    nodes, weights = np.polynomial.legendre.leggauss(40)
-    flow = M.policy_flow(simplex(5), Q5, alpha, [0, *nodes + 1, 2, 1e3])
-    gain = Q5 - alpha * np.log(pi := flow[1:-2])
-    rate = pi * (gain - np.sum(pi * gain, axis=1, keepdims=True))
-    assert near(flow[0], simplex(5), 1e-12) and near(flow[-2], simplex(5) + weights @ rate, 1e-12)
-    assert near(flow[-1], M.boltzmann_policy(Q5, alpha), 1e-12)
-    assert (np.diff(M.regularised_value(flow[:-1], Q5, alpha)) > 0).all(), "F must fall"
-
-def test_langevin_noise_on_the_logits_does_not_sample_the_boltzmann_policy_and_without_noise_they_reach_it():
-    """C5, negative control: dθ = −∇F dt + √(2kT) dW draws policies, and not even their mean is π*."""
-    theta, noise, kT = np.zeros((2, 2000, 5)), RNG(0), np.array((0, 0.3))[:, None, None]
-    for _ in range(200):                                                    # dt = 1/2
-        pi = M.boltzmann_policy(theta, 1.0)
-        force = pi * (Q5 - np.log(pi) - np.sum(pi * (Q5 - np.log(pi)), axis=-1, keepdims=True))
-        theta = theta + 0.5 * force + np.sqrt(2 * kT * 0.5) * noise.normal(size=theta.shape)
-    quiet, noisy = np.abs(pi.mean(1) - M.boltzmann_policy(Q5, 1.0)).sum(1) / 2
-    assert quiet < 1e-3 and noisy > 4 * pi[1].std(0).sum() / 2 / np.sqrt(2000) + 0.05
-
-ENV = gym.make("Pendulum-v1").unwrapped
-
-@pytest.mark.parametrize("spacing, nodes", (("tanh", np.tanh([-6, -3, 0, 3, 6])), ("uniform", np.linspace(-1, 1, 5))))
-def test_pendulum_mdp_is_gymnasiums_step_seen_through_bilinear_weights(spacing, nodes):
-    """The weights are probabilities and reproduce linear functions; ω beyond ±8 counts as ±8, and θ is periodic."""
-    for *state, torque in RNG(0).uniform((-9, -8, -2), (9, 8, 2), (200, 3)):
-        ENV.state = state
-        reward = ENV.step(np.array([torque]))[1]
-        assert near(M.pendulum_step(*state, torque), (*ENV.state, reward), 1e-12)
-    (theta, omega), mdp = RNG(0).uniform((-9, -9), (9, 9), (1000, 2)).T, M.pendulum_mdp(11, 9, 5, 0.97, spacing)
-    (corners, w), (i, j, k) = M.bilinear(theta, omega, 11, 9), np.indices((11, 9, 5))
-    x = (mdp.theta[corners // 9] - theta[:, None] + np.pi) % (2 * np.pi) - np.pi
-    y = mdp.theta_dot[corners % 9] - np.clip(omega, -8, 8)[:, None]
-    assert w.min() >= 0 and near(w.sum(1), 1, 1e-12) and near([np.sum(w * z, axis=1) for z in (x, y, x * y)], 0, 1e-12)
-    *after, reward = M.pendulum_step(mdp.theta[i], mdp.theta_dot[j], 2 * nodes[k])
-    true = reward, *M.bilinear(*after, 11, 9), nodes, np.arange(-11, 11, 2) * np.pi / 11, np.arange(-8, 9, 2), 0.97
-    for ours, x in zip((mdp.reward, mdp.successor, mdp.probability, mdp.a, mdp.theta, mdp.theta_dot, mdp.gamma), true):
-        assert near(np.reshape(ours, np.shape(x)), x, 1e-12)
-
-def test_tanh_spaced_nodes_integrate_the_boundary_layers_that_a_uniform_grid_mis_integrates():
-    """log_base sums to the measure 2; α log ∫ exp(a/α) da = α log(2α sinh(1/α)) even for layers of a width 1e-3."""
-    tanh, uniform = (M.pendulum_mdp(5, 5, 33, spacing=spacing) for spacing in ("tanh", "uniform"))
-    _, V, pi = M.soft_value_iteration(tanh, 0.2, tanh.log_base, tol=1e-6)
-    assert near(M.soft_policy_evaluation(tanh, pi, 0.2, tanh.log_base), V, 1e-6), "with the same measure, the same value"
-    assert near(np.exp(tanh.log_base).sum(), 2, 1e-4) and near(np.exp(uniform.log_base).sum(), 2, 1e-12)
-    for alpha, exact in ((x, 1 + x * np.log(x * -np.expm1(-2 / x))) for x in (10.0, 0.1, 1e-2, 1e-3)):
-        assert near(M.soft_value(tanh.a, alpha, tanh.log_base), exact, 0.01 * alpha)
-        assert alpha > 0.01 or not near(M.soft_value(uniform.a, alpha, uniform.log_base), exact, alpha)
-
-@lru_cache
-def exact_pendulum(alpha):                                                  # θ, ω, V and mean action on the grid
-    mdp = M.pendulum_mdp() if alpha else M.pendulum_mdp(61, 61, 11, spacing="uniform")
-    _, V, pi = M.soft_value_iteration(mdp, alpha, mdp.log_base, tol=0.01)
-    return *np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij"), *np.reshape((V, pi @ mdp.a), (2, len(mdp.theta), -1))
-
-def test_the_exact_torque_saturates_on_most_of_the_grid_and_near_upright_opposes_the_fall():
-    """C16: it is α that makes it smooth. C14: left alone the pendulum falls as θ + ω/√15 says; ω alone decides at θ ≈ 0."""
-    hard, soft = (np.mean(np.abs(exact_pendulum(alpha)[3]) > 0.99) for alpha in (0, 0.2))
-    theta, omega, _, u = (x[37:65, 30:51] for x in exact_pendulum(0.2))     # |θ| < 0.9, |ω| ≤ 2
-    fall, velocity = (u * x < 0 for x in (theta + omega / np.sqrt(15), omega))
-    assert hard > 0.8 and soft < 0.1 and fall.mean() > 0.95
-    assert velocity.mean() < 0.7 and velocity[np.abs(theta) < 0.1].mean() > 0.9
-
-def test_value_is_mirror_symmetric_and_follows_mechanical_energy_not_the_distance_from_the_goal():
-    """C15: correlations over the grid, or where |ω| ≤ 2; hanging at rest is worst, though hanging at ω = 6 is farther."""
-    theta, omega, V, u = exact_pendulum(0.2)
-    mirror, distance, slow = lambda x: np.roll(x[::-1, ::-1], 1, axis=0), theta**2 + 0.1 * omega**2, np.abs(omega) <= 2
-    of = lambda x, where=omega < 9: np.corrcoef(V[where], x[where])[0, 1]
-    assert near(mirror(V), V, 1e-8) and near(mirror(u), -u, 1e-8)
-    assert of(-np.abs(omega**2 / 6 + 5 * (np.cos(theta) - 1))) > 0.7 and of(-distance) < 0.3 and of(-distance, slow) > 0.8
-    assert V.min() == V[0, 40] < V[0, 70] - 100 and V.max() == V[48:53, 39:42].max()
-
-def total_return(policy, theta, omega, total=0.0):
-    for _ in range(200):
-        theta, omega, reward = M.pendulum_step(theta, omega, policy(theta, omega))
-        total = total + reward
-    return total
-
-def test_the_best_possible_mean_return_is_minus_133_and_no_other_policy_has_a_better_mean():
-    """C11, starts of reset(seed=0..99): energy pumping with a linear regulator, zero and random torque stay below."""
-    def pump(theta, omega):
-        energy, x = omega**2 / 6 + 5 * (np.cos(theta) - 1), (theta + np.pi) % (2 * np.pi) - np.pi + omega / np.sqrt(15)
-        return np.clip(np.where(np.abs(x) < 0.25, -20 * x, -2 * np.sign(omega * energy)), -2, 2)       # close to LQR
-    draw, (theta, omega) = RNG(0), np.transpose([(ENV.reset(seed=seed), ENV.state)[1] for seed in range(100)])
-    zero, random = lambda theta, omega: 0 * theta, lambda theta, omega: draw.uniform(-2, 2, theta.shape)
-    best = M.pendulum_optimal_return(theta, omega).mean()
-    assert abs(best + 133) < 0.7 and best > max(total_return(p, theta, omega).mean() for p in (pump, zero, random))
-    assert off(total_return(random, *draw.uniform((-np.pi, -1), (np.pi, 1), (4000, 2)).T), -1226) < 4       # not −1500
-    *after, reward = M.pendulum_step(theta[:, None], omega[:, None], np.linspace(-2, 2, 401))
-    loss = (reward + M.pendulum_step(*after, 0.0)[2]).max(1) - M.pendulum_optimal_return(theta, omega, 101, 101, 6, 2)
-    assert loss.min() > -1e-12 and loss.max() < 1e-3, "of two steps, trying all torques must find nothing better"
-    assert near(M.pendulum_optimal_return([0.0], [0.0], 5, 5, 5, 1), 0, 1e-12)
-
-def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong():
-    """Means outside the convex hull, on its edge (λ = ∞), or of dependent features; NaN, infinite, a wrong shape or range."""
-    die = partial(refuses, M.max_entropy, dict(features=FACES, means=[4.5]))
-    die("found no p", means=([1], [6], [7], [-1e9]), features=(np.ones((4, 1)), [[0], [4.5]], [[4.5], [4.5], [5]]))
-    die("{} must", means=([np.nan], [4.5, 1]), features=(FACES[:, 0],))
-    refuses(M.max_entropy, dict(features=np.eye(3, 2)), "found no p", means=([0.6, 0.6], [0.5, 0.5], [0.3, 0.7], [1e-13, 0.5]))
-    for f, means in ((FACES * [1, 2], [4.5, 9]), (FACES ** [1, 2], [3.5, 12.5]), (np.eye(6), [1 / 6] * 6)):
-        refuses(M.max_entropy, dict(features=f), "found no p", means=[means])
-    action = dict(Q=[1, 2], alpha=1)
-    refuses(M.soft_value, action, "{} must", Q=([1, np.nan], [1, np.inf]), alpha=(-1, np.nan, np.inf, [1, 1]))
-    refuses(M.boltzmann_policy, action, "{} must", log_base=(np.nan, [1, 2, 3], [[1], [2]]))
-    refuses(M.regularised_value, action | dict(pi=[0.5, 0.5]), "{} must", Q=([1, 2, 3],), alpha=[-1])
-    refuses(M.entropy, {}, "{} must", p=([-0.5, 1.5], [0.5, 0.5 + 1e-8], [np.nan, 1]))
-    refuses(M.canonical_free_energy, dict(p=[1.0], E=[1.0], beta=1), "{} must", E=([1, 2], [np.nan]), beta=[0])
-    full, half = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
-    good = dict(reward=half, successor=full(0), probability=full(0.5), gamma=0.9)
-    refuses(M.MDP, good, "{}", reward=(np.ones(2), half * np.nan), gamma=(-0.1, 1.1, np.nan),
-            successor=(full((0, -1)), full((0, 2)), full(0.0), full(0)[0]),
-            probability=(full(0.4), full((-0.5, 1.5)), full(0.5)[0], full(0.5) + 1e-8 * np.eye(8)[0].reshape(2, 2, 2)))
-    mdp, endless = M.MDP(**good), M.MDP(**good | dict(gamma=1))
-    refuses(M.soft_value_iteration, dict(alpha=1), "gamma < 1", mdp=[endless])
-    refuses(M.return_and_entropy, dict(mdp=mdp, pi=half), "gamma < 1|pi must", mdp=[endless], pi=[np.ones((2, 1))])
-    refuses(M.soft_backup, dict(mdp=mdp), "{} must", V=[np.ones(5)])
-    refuses(M.enumerate_paths, dict(mdp=mdp, start=0, horizon=1), "{}|too many", start=(2, 0.5), horizon=(-1, 11, np.int64(32)))
-    refuses(M.policy_flow, dict(**action, times=[1]), "p.* must", pi0=([0.5, 0.6], [0, 1]))
-    refuses(M.pendulum_mdp, {}, "must be", spacing=["x"], n_theta=[1], n_a=[1])
-    refuses(M.pendulum_optimal_return, dict(thetas=[0.0], theta_dots=[0.0]), "must", thetas=([np.nan], [0, 1]))
-
-
-# === sac_numpy.py ======================================================================================================
+# --- Soft Actor-Critic -----------------------------------------------------------------------------------------------
 
 Box, inf, nan = gym.spaces.Box, np.inf, np.nan
 SMALL = S.Settings(hidden=(8, 8), gamma=0.9, tau=0.1, batch_size=16, learning_rate=5e-3, final_learning_rate=1e-3,
@@ -578,12 +469,6 @@ def random_agent(N=40):
     obs, a, reward = rng.normal(size=(N, 3)), rng.uniform(-0.9, 0.9, (N, 2)), rng.normal(size=N)
     return agent, (obs, a, reward, rng.normal(size=(N, 3)), np.arange(N) % 3 == 0), rng.normal(size=(2, N, 2))
 
-def ctrl_c(*_, **__):
-    raise KeyboardInterrupt
-
-def parameters(agent):
-    return np.concatenate([agent.actor.theta, agent.critic.theta, agent.critic_target.theta, agent.log_alpha])
-
 def plain_mlp(net, x, twin=()):                                             # one network alone, x (N, n_in) -> (N, n_out)
     for W, b in zip(net.weights, net.biases):
         y = np.einsum("ni,io->no", x, W[twin]) + b[twin]
@@ -598,36 +483,8 @@ def plain_soft_value(agent, critic, obs, noise):
     log_prob = np.sum(-noise**2 / 2 - log_std - np.log(2 * np.pi) / 2 + 2 * np.log(np.cosh(u)), axis=1)
     return np.minimum(*(plain_mlp(critic, np.hstack((obs, np.tanh(u))), twin)[:, 0] for twin in (0, 1))) - 0.2 * log_prob
 
-def test_mlp_starts_with_he_variance_a_tenth_of_that_size_in_the_last_layer_and_first_biases_within_one():
-    """Var W = 2/n_in keeps a signal's size through the layers; twins differ."""
-    net = S.MLP((100, 200, 300, 50), RNG(0), copies=2)
-    for W, size in zip(net.weights, (1, 1, 0.1)):
-        assert abs(W.var() / (size**2 * 2 / W.shape[1]) - 1) < 4 * math.sqrt(2 / W.size) and (W[0] != W[1]).any()
-    b, *others = net.biases
-    assert abs(3 * b.var() - 1) < 4 * math.sqrt(0.8 / b.size) and abs(b).max() <= 1 and not any(b.any() for b in others)
-
-def test_adam_takes_the_textbook_steps():
-    """m̂/(√v̂ + ε) with bias-corrected means (Kingma & Ba, algorithm 1); ε is large here, so that its place is seen."""
-    rng, lr, b1, b2, epsilon = RNG(2), 0.03, 0.8, 0.95, 0.5
-    theta, m, v = rng.normal(size=9), 0, 0
-    expected, adam = theta.copy(), S.Adam(theta, lr, b1, b2, epsilon)
-    for t in range(1, 8):
-        g = rng.normal(size=9)
-        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
-        expected -= lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon)
-        adam.step(g)
-        assert near(theta, expected, 1e-12), f"step {t}"
-
-def test_replay_buffer_overwrites_the_oldest_and_draws_whole_rows_uniformly_in_float32():
-    """Capacity 5: of twelve transitions the last five remain; s, a, r, s' and `terminated` of a row belong together."""
-    buffer, rng, n = S.ReplayBuffer(5, 2, 3), RNG(3), 20_000
-    for i in range(12):
-        buffer.add([i, -i], [i, 2 * i, 3 * i], 10 * i, [i + 1, i + 2], i % 2 == 0)
-        rows = np.column_stack(buffer.sample(n, rng))
-        k = rows[:, 0]
-        assert set(k) == set(range(max(0, i - 4), i + 1)) and len(buffer) == min(i + 1, 5), f"after {i + 1} transitions"
-        assert np.array_equal(rows, np.column_stack([k, -k, k, 2 * k, 3 * k, 10 * k, k + 1, k + 2, k % 2 == 0]))
-    assert abs(np.bincount(k.astype(int))[7:] / n - 0.2).max() < 4 * (0.2 * 0.8 / n)**0.5 and k.dtype == np.float32
+def parameters(agent):
+    return np.concatenate([agent.actor.theta, agent.critic.theta, agent.critic_target.theta, agent.log_alpha])
 
 @pytest.mark.parametrize("mu, sigma", [(0.0, 0.02), (0.0, 1.0), (0.3, 2.5), (6.0, 0.1), (-6.0, 1.0)])
 def test_squashed_density_integrates_to_one_and_entropy_is_minus_its_mean_logarithm(mu, sigma):
@@ -646,17 +503,6 @@ def test_log_probability_is_exact_far_out(dtype, error):
     u = np.arange(-20, 20.1, 0.25, dtype)[:, None]
     log_prob = S.squashed_gaussian(u, 0 * u, 0 * u)[1]
     assert log_prob.dtype == dtype and near(log_prob, 2 * np.log(np.cosh(u[:, 0])) - math.log(2 * math.pi) / 2, error)
-
-def test_actions_are_the_squashed_sample_scaled_to_asymmetric_bounds_and_never_beyond():
-    """tanh μ when deterministic, otherwise the sample of squashed_gaussian; −1, 0, 1 are low, middle, high."""
-    agent, (obs, *_), _ = random_agent()
-    mu, log_std, *_ = agent.policy(obs)
-    a, _ = S.squashed_gaussian(mu, log_std, copy.deepcopy(agent.rng).standard_normal(mu.shape))
-    assert near(agent.act(obs), [1, 5] + a * [2, 5], 1e-12) and agent.act(obs[0]).shape == (2,)
-    assert near(agent.act(obs, deterministic=True), [1, 5] + np.tanh(mu) * [2, 5], 1e-12)
-    assert agent.to_environment(np.array([[-1, -1], [1, 1]])).tolist() == [[-1, 0], [3, 10]]
-    low, high = S.SAC(3, [-0.3], [0.1], SMALL).to_environment(np.float32([[-1], [1]]))
-    assert -0.3 <= low < high <= 0.1, "beyond, by rounding"
 
 def test_target_and_losses_equal_the_plain_formulas_with_the_smaller_of_two_critics():
     """Eq. 18, 19, 20, one network at a time: y = r + γ (min Q' − α log π), and y = r where terminated."""
@@ -733,23 +579,209 @@ def test_update_steps_critics_actor_and_temperature_then_averages_the_targets_an
             agent.update(batch)
         assert np.array_equal(getattr(agent, name).theta, before), "the step was taken all the same"
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_refused(dtype, tmp_path, monkeypatch):
-    """Deterministic, and with the noise that would have come next.  An interrupted save leaves the old file alone."""
-    settings = replace(SMALL, batch_size=np.int64(16), gamma=np.float64(0.9), learning_rate=np.array(5e-3), tune_alpha=np.True_)
-    agent, file, obs = S.SAC(3, [-1, 0], [3, 10], settings, 4, dtype), tmp_path / "agent.npz", RNG(7).normal(size=(5, 3))
-    agent.act(obs), agent.save(file)
-    loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
-    assert np.array_equal(parameters(agent), parameters(loaded)) and loaded.settings == SMALL and loaded.dtype == dtype
-    assert type(settings.gamma) is float, "with NumPy's float64 the target, and all after it, would be float64"
-    assert all(np.array_equal(agent.act(obs, mode), loaded.act(obs, mode)) for mode in (True, False, False))
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(np, "savez", lambda f, **_: f.write(b"half") and ctrl_c())
-        agent.save(file)
-    assert file.read_bytes() == whole and [f.name for f in tmp_path.iterdir()] == ["agent.npz"]
-    for damage in whole[:-1], whole[:500], dict(about="{"), dict(actor=data["actor"][1:]), dict(critic=nan * data["critic"]):
-        file.write_bytes(damage) if isinstance(damage, bytes) else np.savez(file, **(data | damage))
-        refuses(S.SAC.load, {}, "agent.npz is not a whole file written by SAC.save", path=[file])
+@pytest.fixture
+def rows(monkeypatch):
+    """The transitions that training puts into its buffer."""
+    rows, add = [], S.ReplayBuffer.add
+    monkeypatch.setattr(S.ReplayBuffer, "add", lambda buffer, *row: rows.append(row) or add(buffer, *row))
+    return rows
+
+@pytest.mark.parametrize("terminates, Q", [(True, 1.0), (False, 2.0)])
+def test_a_terminated_step_does_not_bootstrap_and_a_truncated_one_does(terminates, Q, rows):
+    """Always the same state, pay 1, γ = 1/2: Q = 1 at a terminal state, 1/(1 − γ) at a time limit."""
+    env = Toy(1, terminates, dict.fromkeys(range(501), lambda: ([0.0, 0.5], 1.0)), close=None)
+    agent, _ = S.train(env, replace(SMALL, gamma=0.5, learning_rate=2e-2, alpha=1e-4, tune_alpha=False), n_steps=500)
+    obs, a, reward, next_obs, terminated = (np.array(column, np.float32) for column in zip(*rows))
+    future = agent.target(reward, next_obs, terminated, 0 * a) != 1
+    assert (terminated == terminates).all() and (future != terminates).all(), "only a time limit has a future"
+    assert near(agent.critic.forward(np.concatenate((obs, a), axis=1))[0], Q, 0.1)
+
+# --- Pendulum-v1, learned and exact; actions that follow Langevin dynamics -------------------------------------------
+
+ENV = gym.make("Pendulum-v1").unwrapped
+
+@lru_cache
+def exact_pendulum(alpha):                                                  # θ, ω, V and mean action on the grid
+    mdp = M.pendulum_mdp() if alpha else M.pendulum_mdp(61, 61, 11, spacing="uniform")
+    _, V, pi = M.soft_value_iteration(mdp, alpha, mdp.log_base, tol=0.01)
+    return *np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij"), *np.reshape((V, pi @ mdp.a), (2, len(mdp.theta), -1))
+
+def test_the_exact_torque_saturates_on_most_of_the_grid_and_near_upright_opposes_the_fall():
+    """C16: it is α that makes it smooth. C14: left alone the pendulum falls as θ + ω/√15 says; ω alone decides at θ ≈ 0."""
+    hard, soft = (np.mean(np.abs(exact_pendulum(alpha)[3]) > 0.99) for alpha in (0, 0.2))
+    theta, omega, _, u = (x[37:65, 30:51] for x in exact_pendulum(0.2))     # |θ| < 0.9, |ω| ≤ 2
+    fall, velocity = (u * x < 0 for x in (theta + omega / np.sqrt(15), omega))
+    assert hard > 0.8 and soft < 0.1 and fall.mean() > 0.95
+    assert velocity.mean() < 0.7 and velocity[np.abs(theta) < 0.1].mean() > 0.9
+
+def test_value_is_mirror_symmetric_and_follows_mechanical_energy_not_the_distance_from_the_goal():
+    """C15: correlations over the grid, or where |ω| ≤ 2; hanging at rest is worst, though hanging at ω = 6 is farther."""
+    theta, omega, V, u = exact_pendulum(0.2)
+    mirror, distance, slow = lambda x: np.roll(x[::-1, ::-1], 1, axis=0), theta**2 + 0.1 * omega**2, np.abs(omega) <= 2
+    of = lambda x, where=omega < 9: np.corrcoef(V[where], x[where])[0, 1]
+    assert near(mirror(V), V, 1e-8) and near(mirror(u), -u, 1e-8)
+    assert of(-np.abs(omega**2 / 6 + 5 * (np.cos(theta) - 1))) > 0.7 and of(-distance) < 0.3 and of(-distance, slow) > 0.8
+    assert V.min() == V[0, 40] < V[0, 70] - 100 and V.max() == V[48:53, 39:42].max()
+
+def total_return(policy, theta, omega, total=0.0):
+    for _ in range(200):
+        theta, omega, reward = M.pendulum_step(theta, omega, policy(theta, omega))
+        total = total + reward
+    return total
+
+def test_the_best_possible_mean_return_is_minus_133_and_no_other_policy_has_a_better_mean():
+    """C11, starts of reset(seed=0..99): energy pumping with a linear regulator, zero and random torque stay below."""
+    def pump(theta, omega):
+        energy, x = omega**2 / 6 + 5 * (np.cos(theta) - 1), (theta + np.pi) % (2 * np.pi) - np.pi + omega / np.sqrt(15)
+        return np.clip(np.where(np.abs(x) < 0.25, -20 * x, -2 * np.sign(omega * energy)), -2, 2)       # close to LQR
+    draw, (theta, omega) = RNG(0), np.transpose([(ENV.reset(seed=seed), ENV.state)[1] for seed in range(100)])
+    zero, random = lambda theta, omega: 0 * theta, lambda theta, omega: draw.uniform(-2, 2, theta.shape)
+    best = M.pendulum_optimal_return(theta, omega).mean()
+    assert abs(best + 133) < 0.7 and best > max(total_return(p, theta, omega).mean() for p in (pump, zero, random))
+    assert off(total_return(random, *draw.uniform((-np.pi, -1), (np.pi, 1), (4000, 2)).T), -1226) < 4       # not −1500
+    *after, reward = M.pendulum_step(theta[:, None], omega[:, None], np.linspace(-2, 2, 401))
+    loss = (reward + M.pendulum_step(*after, 0.0)[2]).max(1) - M.pendulum_optimal_return(theta, omega, 101, 101, 6, 2)
+    assert loss.min() > -1e-12 and loss.max() < 1e-3, "of two steps, trying all torques must find nothing better"
+    assert near(M.pendulum_optimal_return([0.0], [0.0], 5, 5, 5, 1), 0, 1e-12)
+
+@pytest.fixture(scope="module")
+def pendulum():
+    """One agent with the default settings, after 6000 steps."""
+    return S.train("Pendulum-v1", seed=0, n_steps=6000)
+
+def test_default_settings_leave_little_regret_and_evaluation_is_repeatable_one_by_one_or_all_at_once(pendulum):
+    """Eq. 9 on Pendulum-v1; no start changes another's return, and the figures' vectorised rollout is Gymnasium's."""
+    agent, _ = pendulum
+    returns = F.roll_out(agent, *F.held_out_starts())[:, 3].sum(axis=0)
+    assert -1 < (F.optimum() - returns).mean() < 15
+    one_by_one = S.evaluate(agent, "Pendulum-v1", [7, 3, 5])
+    assert near(one_by_one, returns[[7, 3, 5]], 0.01)
+    assert np.array_equal(S.evaluate(agent, "Pendulum-v1", [5, 7]), one_by_one[[2, 0]])
+
+def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
+    """C12: H falls from about 0.6 to H̄ = −1 (log 2 is the most a density on [−1, 1] can have): no special role for 0."""
+    _, log = pendulum
+    assert log["entropy"][:100].max() > 0 and abs(log["entropy"][-3000:].mean() + 1) < 0.1
+
+def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendulum, monkeypatch):
+    """C17: on the states that it visited, its Q follows the exact soft Q, and its torque mostly has the right sign."""
+    agent, log = pendulum
+    mdp, obs = M.pendulum_mdp(gamma=agent.settings.gamma), log["observations"]
+    Q, _, pi = M.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
+    theta, omega = np.arctan2(obs[:, 1], obs[:, 0]).astype(float), obs[:, 2].astype(float)
+    corners, weight = M.bilinear(theta, omega, len(mdp.theta), len(mdp.theta_dot))
+    exact = 2 * (pi @ mdp.a), np.sum(pi * Q, axis=1)
+    torque, value = (np.sum(weight * x[corners], axis=1) for x in exact)
+    our_torque, our_value = F.mean_torque_and_value(agent, obs)
+    r_torque, r_value = np.corrcoef(our_torque, torque)[0, 1], np.corrcoef(our_value, value)[0, 1]
+    assert r_value > 0.95 and np.mean((our_torque * torque > 0)[np.abs(torque) > 1.8]) > 0.8
+    monkeypatch.setattr(F, "trained", lambda *_: [pendulum])
+    axes = F.figure_policy_and_Q(SimpleNamespace(seeds=1, steps=6000)).axes
+    for row, z, r in zip((axes[:3], axes[3:6]), exact, (r_torque, r_value)):
+        learned, true, difference = (ax.collections[0].get_array() for ax in row)
+        assert near(np.ravel(true), z.reshape(101, 81).T.ravel(), 1e-9) and near(difference, learned - true, 1e-9)
+        assert row[2].get_title().endswith(f"(correlation = {r:.2f})")
+    theta, omega = axes[0].lines[0].get_data()
+    assert near(omega**2 / 6, 5 * (1 - np.cos(theta)), 1e-9), "dashed: the energy of standing upright"
+
+TWO_PEAKS = lambda a: -(((a / 0.6) ** 2 - 1) ** 2)
+
+@pytest.mark.parametrize("alpha, peaks, tilt", ((0.3, 1, 0.15), (0.5, 0.3, 1.5)))
+def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha, peaks, tilt):
+    """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α.  Two unequal peaks; and a slope
+    that presses the actions against a bound, where they must be reflected."""
+    a = np.linspace(-0.9999, 0.9999, 2001)
+    Q, dQ_da = peaks * TWO_PEAKS(a) + tilt * a, -4 * peaks * a / 0.36 * (a**2 / 0.36 - 1) + tilt
+    x = F.sample_actions(a, Q, dQ_da, alpha, n=6000)
+    assert np.abs(x).max() <= 1 and chi_square(x, M.boltzmann_policy(Q, alpha), a) < 4
+
+def test_the_squashed_gaussian_commits_to_one_mode_below_the_critical_temperature():
+    """C8: for a Q with two peaks the best tanh-Gaussian is centred above α = 0.300, where a one-sided one is as good, and
+    one-sided below, where it loses log 2: one of two equal modes is at a divergence of log 2."""
+    assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.2977)[0]) > 0.5
+    assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.3017)[0]) < 0.01
+    a = np.linspace(-1, 1, 4001)
+    loss, V = F.best_squashed_gaussian(TWO_PEAKS, 0.05)[2], M.soft_value(TWO_PEAKS(a), 0.05, np.log(a[1] - a[0]))
+    assert near((loss + V) / 0.05, np.log(2), 0.01)
+
+
+# === Part 2: the program around it ===================================================================================
+
+# --- Calls that are refused ------------------------------------------------------------------------------------------
+
+def refuses(call, good, message, **bad):                                    # each bad value, in place of the good one
+    for name, values in bad.items():
+        for value in values:
+            with pytest.raises(ValueError, match=message.format(name)):
+                pytest.fail(f"accepted {name} = {value}: {call(**{**good, name: value})}")
+
+NOT_POSITIVE = 0.0, -1.0, np.nan, np.inf
+
+def test_bad_physics_is_refused_before_a_number_is_drawn_and_a_step_that_blows_up_names_dt():
+    """With what was wrong, and what is accepted; rng is None.  The quartic well explodes beyond |x| = 1/√(2dt)."""
+    run = partial(refuses, L.simulate, dict(x0=[0, 3], kT=1, dt=0.5, n_steps=9, rng=None, grad_V=L.double_well_gradient))
+    run("{} must be a positive number", kT=NOT_POSITIVE, dt=NOT_POSITIVE, gamma=NOT_POSITIVE)
+    run("{} must be a one-dim", x0=(1.0, np.zeros((2, 2)), [0.0, np.nan], [np.inf]))
+    run("{} must be a whole number", n_steps=(-1, 1.5), record_every=(-1, 0, 1.5))
+    run("{} must return one finite", grad_V=(np.sum, lambda x: np.where(x > 1, np.nan, x)), V=(np.sum,))
+    run("mala", method=("mala", "verlet"))                                  # the first needs V, the second is unknown
+    with pytest.raises(FloatingPointError, match="blew up at step .: dt = 0.5"):
+        L.simulate([0, 3], L.double_well_gradient, kT=1, dt=0.5, n_steps=9, rng=RNG(13))
+    evolve = partial(refuses, L.fokker_planck_evolve, dict(p0=(0.5, 0.5), V=(0, 0), dx=1, kT=1, times=[1]))
+    evolve("{} must be a positive number", kT=NOT_POSITIVE, dx=NOT_POSITIVE, gamma=NOT_POSITIVE)
+    evolve("{} must hold finite", V=([[0, 0]], [1], [0, np.inf]), p0=([1, np.nan],))
+    evolve("{} must be", p0=([0.5, 0.3, 0.2], [2, -1], [0.5, 0.5000015]), times=(1, [[1]], [2, 1], [-1], [1, np.nan]))
+    passage = partial(refuses, L.mean_first_passage_time, dict(V=L.double_well, a=0.0, b=1.0, kT=1.0))
+    passage("{} must be a positive number", kT=NOT_POSITIVE, gamma=NOT_POSITIVE)
+    passage("b must lie to the right of a", a=(1.0, 2.0, -np.inf, np.nan))
+    slow = lambda x: 0.75 * np.log(1 + x * x)                               # a mean exists, but too much of it lies far out
+    well = lambda x: np.log(1 + x * x) / 2 - 40 * np.exp(-x * x)            # none exists, but little of it lies far out
+    passage("{} must grow", V=(lambda x: x, lambda x: np.log(1 + x * x) / 2, slow, well, np.cos))
+    passage("{} must return", V=[lambda x, bad=bad: np.where(x > 0.5, bad, x * x) for bad in (np.nan, np.inf)])
+    path = partial(refuses, L.onsager_machlup_action, dict(path=[0, 1], dt=1, grad_V=abs, curvature=abs, kT=1))
+    path("{} must be a positive number", kT=NOT_POSITIVE, dt=NOT_POSITIVE)
+    path("{} must return one finite", grad_V=[np.sum], curvature=[np.sum])
+
+def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong():
+    """Means outside the convex hull, on its edge (λ = ∞), or of dependent features; NaN, infinite, a wrong shape or range."""
+    die = partial(refuses, M.max_entropy, dict(features=FACES, means=[4.5]))
+    die("found no p", means=([1], [6], [7], [-1e9]), features=(np.ones((4, 1)), [[0], [4.5]], [[4.5], [4.5], [5]]))
+    die("{} must", means=([np.nan], [4.5, 1]), features=(FACES[:, 0],))
+    refuses(M.max_entropy, dict(features=np.eye(3, 2)), "found no p", means=([0.6, 0.6], [0.5, 0.5], [0.3, 0.7], [1e-13, 0.5]))
+    for f, means in ((FACES * [1, 2], [4.5, 9]), (FACES ** [1, 2], [3.5, 12.5]), (np.eye(6), [1 / 6] * 6)):
+        refuses(M.max_entropy, dict(features=f), "found no p", means=[means])
+    action = dict(Q=[1, 2], alpha=1)
+    refuses(M.soft_value, action, "{} must", Q=([1, np.nan], [1, np.inf]), alpha=(-1, np.nan, np.inf, [1, 1]))
+    refuses(M.boltzmann_policy, action, "{} must", log_base=(np.nan, [1, 2, 3], [[1], [2]]))
+    refuses(M.regularised_value, action | dict(pi=[0.5, 0.5]), "{} must", Q=([1, 2, 3],), alpha=[-1])
+    refuses(M.entropy, {}, "{} must", p=([-0.5, 1.5], [0.5, 0.5 + 1e-8], [np.nan, 1]))
+    refuses(M.canonical_free_energy, dict(p=[1.0], E=[1.0], beta=1), "{} must", E=([1, 2], [np.nan]), beta=[0])
+    full, half = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
+    good = dict(reward=half, successor=full(0), probability=full(0.5), gamma=0.9)
+    refuses(M.MDP, good, "{}", reward=(np.ones(2), half * np.nan), gamma=(-0.1, 1.1, np.nan),
+            successor=(full((0, -1)), full((0, 2)), full(0.0), full(0)[0]),
+            probability=(full(0.4), full((-0.5, 1.5)), full(0.5)[0], full(0.5) + 1e-8 * np.eye(8)[0].reshape(2, 2, 2)))
+    mdp, endless = M.MDP(**good), M.MDP(**good | dict(gamma=1))
+    refuses(M.soft_value_iteration, dict(alpha=1), "gamma < 1", mdp=[endless])
+    refuses(M.return_and_entropy, dict(mdp=mdp, pi=half), "gamma < 1|pi must", mdp=[endless], pi=[np.ones((2, 1))])
+    refuses(M.soft_backup, dict(mdp=mdp), "{} must", V=[np.ones(5)])
+    refuses(M.enumerate_paths, dict(mdp=mdp, start=0, horizon=1), "{}|too many", start=(2, 0.5), horizon=(-1, 11, np.int64(32)))
+    refuses(M.policy_flow, dict(**action, times=[1]), "p.* must", pi0=([0.5, 0.6], [0, 1]))
+    refuses(M.pendulum_mdp, {}, "must be", spacing=["x"], n_theta=[1], n_a=[1])
+    refuses(M.pendulum_optimal_return, dict(thetas=[0.0], theta_dots=[0.0]), "must", thetas=([np.nan], [0, 1]))
+
+class Reacher(gym.Env):
+    """A point that moves by at most 0.3 along each axis pays 1 per step until max|x| < 0.1."""
+    observation_space, action_space = Box(-9, 9, (2,)), Box(np.float32([-1, 0]), np.float32([3, 10]))
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.x, self.t = self.np_random.uniform(-1, 1, 2), 0
+        return self.x.astype(np.float32), {}
+
+    def step(self, action):
+        self.x, self.t = self.x + 0.3 * (action - [1, 5]) / [2, 5], self.t + 1
+        return self.x.astype(np.float32), -1.0, bool(np.abs(self.x).max() < 0.1), self.t == 20, {}
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")                       # on purpose: numbers that overflow
 def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong():
@@ -768,22 +800,88 @@ def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong():
     train("must be a flat Box", action_space=(*spaces, Box(-1, 1, (1,), int)), observation_space=spaces)
     refuses(AGENT.act, {}, "the observation must have 3 numbers", obs=(0, np.zeros(4), np.zeros((5, 2))))
 
-@pytest.fixture
-def rows(monkeypatch):
-    """The transitions that training puts into its buffer."""
-    rows, add = [], S.ReplayBuffer.add
-    monkeypatch.setattr(S.ReplayBuffer, "add", lambda buffer, *row: rows.append(row) or add(buffer, *row))
-    return rows
+# --- Numerics of the exact solutions ---------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("terminates, Q", [(True, 1.0), (False, 2.0)])
-def test_a_terminated_step_does_not_bootstrap_and_a_truncated_one_does(terminates, Q, rows):
-    """Always the same state, pay 1, γ = 1/2: Q = 1 at a terminal state, 1/(1 − γ) at a time limit."""
-    env = Toy(1, terminates, dict.fromkeys(range(501), lambda: ([0.0, 0.5], 1.0)), close=None)
-    agent, _ = S.train(env, replace(SMALL, gamma=0.5, learning_rate=2e-2, alpha=1e-4, tune_alpha=False), n_steps=500)
-    obs, a, reward, next_obs, terminated = (np.array(column, np.float32) for column in zip(*rows))
-    future = agent.target(reward, next_obs, terminated, 0 * a) != 1
-    assert (terminated == terminates).all() and (future != terminates).all(), "only a time limit has a future"
-    assert near(agent.critic.forward(np.concatenate((obs, a), axis=1))[0], Q, 0.1)
+def test_value_iteration_is_as_exact_as_promised_where_nothing_mixes_and_stops_once_only_rounding_is_left(monkeypatch):
+    """One action, two states that lead to themselves: V = ±100, and the change of a sweep shrinks by γ at most."""
+    apart = M.MDP([[1.0], [-1.0]], [[[0]], [[1]]], np.ones((2, 1, 1)), 0.99)
+    for tol in (0.1, 1e-9):
+        assert 0.9 * tol < 100 - M.soft_value_iteration(apart, 1.0, tol=tol)[1][0] < tol, "as exact as asked for, and no more"
+    sweeps, backup, mdp = [], M.soft_backup, random_mdp(0.9999)
+    monkeypatch.setattr(M, "soft_backup", lambda mdp, V: sweeps.append(V) or backup(mdp, V))
+    V = M.soft_value_iteration(mdp, 0.5, tol=0)[1]
+    assert len(sweeps) < 1000 and near(M.soft_value(backup(mdp, V), 0.5), V, 1e-11 * V.max())
+
+@pytest.mark.parametrize("spacing, nodes", (("tanh", np.tanh([-6, -3, 0, 3, 6])), ("uniform", np.linspace(-1, 1, 5))))
+def test_pendulum_mdp_is_gymnasiums_step_seen_through_bilinear_weights(spacing, nodes):
+    """The weights are probabilities and reproduce linear functions; ω beyond ±8 counts as ±8, and θ is periodic."""
+    for *state, torque in RNG(0).uniform((-9, -8, -2), (9, 8, 2), (200, 3)):
+        ENV.state = state
+        reward = ENV.step(np.array([torque]))[1]
+        assert near(M.pendulum_step(*state, torque), (*ENV.state, reward), 1e-12)
+    (theta, omega), mdp = RNG(0).uniform((-9, -9), (9, 9), (1000, 2)).T, M.pendulum_mdp(11, 9, 5, 0.97, spacing)
+    (corners, w), (i, j, k) = M.bilinear(theta, omega, 11, 9), np.indices((11, 9, 5))
+    x = (mdp.theta[corners // 9] - theta[:, None] + np.pi) % (2 * np.pi) - np.pi
+    y = mdp.theta_dot[corners % 9] - np.clip(omega, -8, 8)[:, None]
+    assert w.min() >= 0 and near(w.sum(1), 1, 1e-12) and near([np.sum(w * z, axis=1) for z in (x, y, x * y)], 0, 1e-12)
+    *after, reward = M.pendulum_step(mdp.theta[i], mdp.theta_dot[j], 2 * nodes[k])
+    true = reward, *M.bilinear(*after, 11, 9), nodes, np.arange(-11, 11, 2) * np.pi / 11, np.arange(-8, 9, 2), 0.97
+    for ours, x in zip((mdp.reward, mdp.successor, mdp.probability, mdp.a, mdp.theta, mdp.theta_dot, mdp.gamma), true):
+        assert near(np.reshape(ours, np.shape(x)), x, 1e-12)
+
+def test_tanh_spaced_nodes_integrate_the_boundary_layers_that_a_uniform_grid_mis_integrates():
+    """log_base sums to the measure 2; α log ∫ exp(a/α) da = α log(2α sinh(1/α)) even for layers of a width 1e-3."""
+    tanh, uniform = (M.pendulum_mdp(5, 5, 33, spacing=spacing) for spacing in ("tanh", "uniform"))
+    _, V, pi = M.soft_value_iteration(tanh, 0.2, tanh.log_base, tol=1e-6)
+    assert near(M.soft_policy_evaluation(tanh, pi, 0.2, tanh.log_base), V, 1e-6), "with the same measure, the same value"
+    assert near(np.exp(tanh.log_base).sum(), 2, 1e-4) and near(np.exp(uniform.log_base).sum(), 2, 1e-12)
+    for alpha, exact in ((x, 1 + x * np.log(x * -np.expm1(-2 / x))) for x in (10.0, 0.1, 1e-2, 1e-3)):
+        assert near(M.soft_value(tanh.a, alpha, tanh.log_base), exact, 0.01 * alpha)
+        assert alpha > 0.01 or not near(M.soft_value(uniform.a, alpha, uniform.log_base), exact, alpha)
+
+# --- Networks, buffer, agent, training, command line -----------------------------------------------------------------
+
+def test_mlp_starts_with_he_variance_a_tenth_of_that_size_in_the_last_layer_and_first_biases_within_one():
+    """Var W = 2/n_in keeps a signal's size through the layers; twins differ."""
+    net = S.MLP((100, 200, 300, 50), RNG(0), copies=2)
+    for W, size in zip(net.weights, (1, 1, 0.1)):
+        assert abs(W.var() / (size**2 * 2 / W.shape[1]) - 1) < 4 * math.sqrt(2 / W.size) and (W[0] != W[1]).any()
+    b, *others = net.biases
+    assert abs(3 * b.var() - 1) < 4 * math.sqrt(0.8 / b.size) and abs(b).max() <= 1 and not any(b.any() for b in others)
+
+def test_adam_takes_the_textbook_steps():
+    """m̂/(√v̂ + ε) with bias-corrected means (Kingma & Ba, algorithm 1); ε is large here, so that its place is seen."""
+    rng, lr, b1, b2, epsilon = RNG(2), 0.03, 0.8, 0.95, 0.5
+    theta, m, v = rng.normal(size=9), 0, 0
+    expected, adam = theta.copy(), S.Adam(theta, lr, b1, b2, epsilon)
+    for t in range(1, 8):
+        g = rng.normal(size=9)
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g * g
+        expected -= lr * (m / (1 - b1**t)) / (np.sqrt(v / (1 - b2**t)) + epsilon)
+        adam.step(g)
+        assert near(theta, expected, 1e-12), f"step {t}"
+
+def test_replay_buffer_overwrites_the_oldest_and_draws_whole_rows_uniformly_in_float32():
+    """Capacity 5: of twelve transitions the last five remain; s, a, r, s' and `terminated` of a row belong together."""
+    buffer, rng, n = S.ReplayBuffer(5, 2, 3), RNG(3), 20_000
+    for i in range(12):
+        buffer.add([i, -i], [i, 2 * i, 3 * i], 10 * i, [i + 1, i + 2], i % 2 == 0)
+        rows = np.column_stack(buffer.sample(n, rng))
+        k = rows[:, 0]
+        assert set(k) == set(range(max(0, i - 4), i + 1)) and len(buffer) == min(i + 1, 5), f"after {i + 1} transitions"
+        assert np.array_equal(rows, np.column_stack([k, -k, k, 2 * k, 3 * k, 10 * k, k + 1, k + 2, k % 2 == 0]))
+    assert abs(np.bincount(k.astype(int))[7:] / n - 0.2).max() < 4 * (0.2 * 0.8 / n)**0.5 and k.dtype == np.float32
+
+def test_actions_are_the_squashed_sample_scaled_to_asymmetric_bounds_and_never_beyond():
+    """tanh μ when deterministic, otherwise the sample of squashed_gaussian; −1, 0, 1 are low, middle, high."""
+    agent, (obs, *_), _ = random_agent()
+    mu, log_std, *_ = agent.policy(obs)
+    a, _ = S.squashed_gaussian(mu, log_std, copy.deepcopy(agent.rng).standard_normal(mu.shape))
+    assert near(agent.act(obs), [1, 5] + a * [2, 5], 1e-12) and agent.act(obs[0]).shape == (2,)
+    assert near(agent.act(obs, deterministic=True), [1, 5] + np.tanh(mu) * [2, 5], 1e-12)
+    assert agent.to_environment(np.array([[-1, -1], [1, 1]])).tolist() == [[-1, 0], [3, 10]]
+    low, high = S.SAC(3, [-0.3], [0.1], SMALL).to_environment(np.float32([[-1], [1]]))
+    assert -0.3 <= low < high <= 0.1, "beyond, by rounding"
 
 def test_training_warms_up_with_random_actions_then_follows_the_policy_and_logs_each_step(rows, monkeypatch):
     """Later episodes begin with 0 to random_steps random steps; a policy that always answers 0 tells them apart."""
@@ -809,19 +907,6 @@ def test_equal_seeds_give_bitwise_equal_parameters_and_different_seeds_different
     one, two, other = (parameters(S.train("Pendulum-v1", SMALL, seed, n)[0]) for seed, n in runs)
     assert np.isfinite(one).all() and np.array_equal(one, two) and np.mean(one == other) < 0.1
 
-class Reacher(gym.Env):
-    """A point that moves by at most 0.3 along each axis pays 1 per step until max|x| < 0.1."""
-    observation_space, action_space = Box(-9, 9, (2,)), Box(np.float32([-1, 0]), np.float32([3, 10]))
-
-    def reset(self, seed=None, options=None):
-        super().reset(seed=seed)
-        self.x, self.t = self.np_random.uniform(-1, 1, 2), 0
-        return self.x.astype(np.float32), {}
-
-    def step(self, action):
-        self.x, self.t = self.x + 0.3 * (action - [1, 5]) / [2, 5], self.t + 1
-        return self.x.astype(np.float32), -1.0, bool(np.abs(self.x).max() < 0.1), self.t == 20, {}
-
 def test_reacher_with_asymmetric_bounds_and_a_terminal_state_is_learned_to_near_its_optimum():
     """The optimum is ⌈(max|x| − 0.1)/0.3⌉ steps, at least one; random actions need more than twice as many."""
     starts = [np.abs(Reacher().reset(seed=seed)[0]).max() for seed in range(100)]
@@ -831,6 +916,27 @@ def test_reacher_with_asymmetric_bounds_and_a_terminal_state_is_learned_to_near_
     regret = best - S.evaluate(agent, Reacher(), range(100))
     assert regret.min() >= 0 and regret.mean() < 0.4, f"{regret.mean():.2f} steps beyond {-best.mean():.2f}"
     assert log["episode_return"][:10].mean() < 2 * best.mean()
+
+def ctrl_c(*_, **__):
+    raise KeyboardInterrupt
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_refused(dtype, tmp_path, monkeypatch):
+    """Deterministic, and with the noise that would have come next.  An interrupted save leaves the old file alone."""
+    settings = replace(SMALL, batch_size=np.int64(16), gamma=np.float64(0.9), learning_rate=np.array(5e-3), tune_alpha=np.True_)
+    agent, file, obs = S.SAC(3, [-1, 0], [3, 10], settings, 4, dtype), tmp_path / "agent.npz", RNG(7).normal(size=(5, 3))
+    agent.act(obs), agent.save(file)
+    loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
+    assert np.array_equal(parameters(agent), parameters(loaded)) and loaded.settings == SMALL and loaded.dtype == dtype
+    assert type(settings.gamma) is float, "with NumPy's float64 the target, and all after it, would be float64"
+    assert all(np.array_equal(agent.act(obs, mode), loaded.act(obs, mode)) for mode in (True, False, False))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(np, "savez", lambda f, **_: f.write(b"half") and ctrl_c())
+        agent.save(file)
+    assert file.read_bytes() == whole and [f.name for f in tmp_path.iterdir()] == ["agent.npz"]
+    for damage in whole[:-1], whole[:500], dict(about="{"), dict(actor=data["actor"][1:]), dict(critic=nan * data["critic"]):
+        file.write_bytes(damage) if isinstance(damage, bytes) else np.savez(file, **(data | damage))
+        refuses(S.SAC.load, {}, "agent.npz is not a whole file written by SAC.save", path=[file])
 
 @pytest.fixture
 def command(monkeypatch, capsys, tmp_path):
@@ -906,70 +1012,7 @@ def test_benchmark_divides_the_time_of_an_update_by_that_of_its_matrix_products(
     multiplications = 4 * (3 * 8 + 8 * 6 + 6 * 2) + 2 * 6 * (4 * 8 + 8 * 6 + 6 * 1)
     assert sum((x @ y).size * x.shape[-1] for x, y in S.bare_products(agent, 10)) == 10 * multiplications
 
-
-# === Where the modules meet ============================================================================================
-
-TWO_PEAKS = lambda a: -(((a / 0.6) ** 2 - 1) ** 2)
-
-@pytest.fixture(scope="module")
-def pendulum():
-    """One agent with the default settings, after 6000 steps."""
-    return S.train("Pendulum-v1", seed=0, n_steps=6000)
-
-@pytest.mark.parametrize("alpha, peaks, tilt", ((0.3, 1, 0.15), (0.5, 0.3, 1.5)))
-def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha, peaks, tilt):
-    """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α.  Two unequal peaks; and a slope
-    that presses the actions against a bound, where they must be reflected."""
-    a = np.linspace(-0.9999, 0.9999, 2001)
-    Q, dQ_da = peaks * TWO_PEAKS(a) + tilt * a, -4 * peaks * a / 0.36 * (a**2 / 0.36 - 1) + tilt
-    x = F.sample_actions(a, Q, dQ_da, alpha, n=6000)
-    assert np.abs(x).max() <= 1 and chi_square(x, M.boltzmann_policy(Q, alpha), a) < 4
-
-def test_the_squashed_gaussian_commits_to_one_mode_below_the_critical_temperature():
-    """C8: for a Q with two peaks the best tanh-Gaussian is centred above α = 0.300, where a one-sided one is as good, and
-    one-sided below, where it loses log 2: one of two equal modes is at a divergence of log 2."""
-    assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.2977)[0]) > 0.5
-    assert abs(F.best_squashed_gaussian(TWO_PEAKS, 0.3017)[0]) < 0.01
-    a = np.linspace(-1, 1, 4001)
-    loss, V = F.best_squashed_gaussian(TWO_PEAKS, 0.05)[2], M.soft_value(TWO_PEAKS(a), 0.05, np.log(a[1] - a[0]))
-    assert near((loss + V) / 0.05, np.log(2), 0.01)
-
-def test_a_soft_policy_is_robust_against_one_set_of_reward_changes_and_not_against_another():
-    """C8: E_π[r] + α H(π) − ε is the worst E_π[r'] over all r' with α log Σ exp((r − r')/α) ≤ ε (Eysenbach & Levine 2022)."""
-    alpha, epsilon, pi = 0.7, 1.3, M.boltzmann_policy(Q5, 0.7)              # r = Q5
-    worst = Q5 - alpha * np.log(pi) - epsilon
-    assert near(M.soft_value(Q5 - worst, alpha), epsilon, 1e-12), "it lies on the edge of the set"
-    assert near(pi @ worst, M.regularised_value(pi, Q5, alpha) - epsilon, 1e-12)
-    change = RNG(0).normal(0, 2, (5000, 5))
-    change += (epsilon - M.soft_value(change, alpha))[:, None]              # other r − r' on the edge
-    assert (pi @ (Q5 - change).T >= pi @ worst - 1e-12).all()
-    in_box = lambda pi: min(pi @ (Q5 + change) for change in itertools.product((-0.1, 0.1), repeat=5))
-    assert max(map(in_box, (pi, *simplex(5, 1000)))) < in_box(Q5 == Q5.max()), "against |r − r'| ≤ 0.1 greedy stays best"
-
-def test_a_flat_loss_of_zero_does_not_mean_convergence():
-    """C13: for a target network that is still 0, r + γ α log 3 has the loss 0 and is wrong; the exact Q has γ² Var V(s')."""
-    mdp = random_mdp()
-    y = lambda V: mdp.reward[..., None] + mdp.gamma * V[mdp.successor]      # Eq. 19, for both successors
-    loss = lambda Q, V: np.sum(mdp.probability * (Q[..., None] - y(V)) ** 2, axis=-1)
-    (Q, V, _), wrong = M.soft_value_iteration(mdp, 0.5), mdp.reward + 0.9 * 0.5 * np.log(3)
-    assert near(loss(wrong, M.soft_value(np.zeros((7, 3)), 0.5)), 0, 1e-28) and np.abs(wrong - Q).max() > 1
-    noise = 0.9**2 * mdp.probability.prod(-1) * np.ptp(V[mdp.successor], axis=-1) ** 2      # γ² p (1 − p) (V_1 − V_2)²
-    assert near(loss(Q, V), noise, 1e-8) and noise.min() > 0
-
-def test_only_the_ratio_of_reward_and_temperature_counts():
-    """C19: (c r, c α) has the policy of (r, α) and c times its value.  That α is the price of entropy: see Eq. 9–12."""
-    mdp = random_mdp()
-    (_, V, pi), (_, V_c, pi_c) = (M.soft_value_iteration(replace(mdp, reward=c * mdp.reward), 0.5 * c) for c in (1, 3.7))
-    assert near(pi_c, pi, 1e-8) and near(V_c, 3.7 * V, 1e-7)
-
-def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
-    """C4, Eq. 8: safe pays 1, risky 4 with chance 0.1; only the causal reading keeps that chance, P = 1/(1 + exp(1 − 0.4))."""
-    e, generator = np.exp, RNG(1)
-    expected = [((e(4) + 1) / (e(4) + 1 + e(1)), e(4) / (e(4) + 1)),
-                ((0.1 * e(4) + 0.9) / (0.1 * e(4) + 0.9 + e(1)), 0.1 * e(4) / (0.1 * e(4) + 0.9)), (1 / (1 + e(0.6)), 0.1)]
-    assert near(F.three_calibers(1.0), expected, 1e-12)
-    for exact, odds in zip(expected, ((2 / 3, 1 / 2), (1 / 2, 0.1))):       # of the kept games at least 40 000 are risky
-        assert near(F.lucky(1.0, *odds, generator, 10**6), exact, 4 * np.sqrt(0.25 / 40_000))
+# --- Figures ---------------------------------------------------------------------------------------------------------
 
 def test_in_the_figure_of_fokker_planck_the_dots_follow_the_lines_and_the_free_energy_falls_to_its_minimum():
     """Eq. 3 at kT = 0.5 from N(1, 0.15²), and F[p] = E[V] + kT E[log p] of what is drawn, also of the dots."""
@@ -992,32 +1035,6 @@ def test_in_the_figure_of_two_clocks_simulation_meets_the_spectral_gap_and_cold_
     assert near(tau / np.interp(x, inverse_T, gap), 1, 4 * 0.043) and len(x) == 5 and inverse_T[-1] == 10
     assert near(gap[-1] / passage[-1], 1, 0.01) and near(kramers[-1] / passage[-1], 1, 0.1) and (well == 1 / 8).all()
 
-def test_entropy_of_the_trained_policy_settles_at_its_target(pendulum):
-    """C12: H falls from about 0.6 to H̄ = −1 (log 2 is the most a density on [−1, 1] can have): no special role for 0."""
-    _, log = pendulum
-    assert log["entropy"][:100].max() > 0 and abs(log["entropy"][-3000:].mean() + 1) < 0.1
-
-def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendulum, monkeypatch):
-    """C17: on the states that it visited, its Q follows the exact soft Q, and its torque mostly has the right sign."""
-    agent, log = pendulum
-    mdp, obs = M.pendulum_mdp(gamma=agent.settings.gamma), log["observations"]
-    Q, _, pi = M.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
-    theta, omega = np.arctan2(obs[:, 1], obs[:, 0]).astype(float), obs[:, 2].astype(float)
-    corners, weight = M.bilinear(theta, omega, len(mdp.theta), len(mdp.theta_dot))
-    exact = 2 * (pi @ mdp.a), np.sum(pi * Q, axis=1)
-    torque, value = (np.sum(weight * x[corners], axis=1) for x in exact)
-    our_torque, our_value = F.mean_torque_and_value(agent, obs)
-    r_torque, r_value = np.corrcoef(our_torque, torque)[0, 1], np.corrcoef(our_value, value)[0, 1]
-    assert r_value > 0.95 and np.mean((our_torque * torque > 0)[np.abs(torque) > 1.8]) > 0.8
-    monkeypatch.setattr(F, "trained", lambda *_: [pendulum])
-    axes = F.figure_policy_and_Q(SimpleNamespace(seeds=1, steps=6000)).axes
-    for row, z, r in zip((axes[:3], axes[3:6]), exact, (r_torque, r_value)):
-        learned, true, difference = (ax.collections[0].get_array() for ax in row)
-        assert near(np.ravel(true), z.reshape(101, 81).T.ravel(), 1e-9) and near(difference, learned - true, 1e-9)
-        assert row[2].get_title().endswith(f"(correlation = {r:.2f})")
-    theta, omega = axes[0].lines[0].get_data()
-    assert near(omega**2 / 6, 5 * (1 - np.cos(theta)), 1e-9), "dashed: the energy of standing upright"
-
 def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_a_trained_critic_the_gaussian_only_one(pendulum, monkeypatch):
     """C5, C8: the drawn policy is ∝ exp(Q/α) at the state and α of its title, and histograms differ from it by chance only."""
     monkeypatch.setattr(F, "trained", lambda *_: [pendulum])
@@ -1032,6 +1049,16 @@ def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_a_trained_critic_
         drawn, width = ax.patches[0].get_data().values, np.diff(a[::5])
         bins = (pi[:-1] + pi[1:]).reshape(-1, 5).mean(axis=1) / 2
         assert np.abs(drawn - bins) @ width / 2 < 2 * np.sum(np.sqrt(2 / np.pi * bins * width / 5000)) / 2
+
+def test_mean_torque_and_value_are_integrals_over_the_policy_of_the_smaller_critic():
+    """Nine nodes beside 1601, on a policy with σ = 1/4 and a smooth Q; what is left is float32's rounding."""
+    agent, obs, noise = copy.deepcopy(AGENT), RNG(0).normal(size=(6, 3)).astype(np.float32), np.linspace(-8, 8, 1601)
+    agent.actor.biases[-1][..., 1] -= 1.5                                   # log σ
+    agent.critic.biases[-1][1] += 100                                       # the first critic is the smaller one
+    mu, log_std, *_ = agent.policy(obs)
+    a, weight = np.tanh(mu + np.exp(log_std) * noise), gaussian(noise, 0, 1) * 0.01
+    Q = np.transpose([agent.critic.forward(np.column_stack((obs, x)))[0][0, :, 0] for x in a.T])
+    assert near(F.mean_torque_and_value(agent, obs), (2 * a @ weight, Q @ weight), 1e-5)
 
 def test_the_training_figure_prints_and_draws_the_regret_of_each_seed(monkeypatch, capsys):
     """Made up: seed k loses 100, then 10 everywhere, at last 2k at 90 starts and 50 at ten."""
@@ -1048,25 +1075,6 @@ def test_the_training_figure_prints_and_draws_the_regret_of_each_seed(monkeypatc
         assert near(drawn.get_ydata(), best - line.get_ydata(), 1e-9)
     assert curve.lines[5].get_ydata()[0] == best
 
-def test_mean_torque_and_value_are_integrals_over_the_policy_of_the_smaller_critic():
-    """Nine nodes beside 1601, on a policy with σ = 1/4 and a smooth Q; what is left is float32's rounding."""
-    agent, obs, noise = copy.deepcopy(AGENT), RNG(0).normal(size=(6, 3)).astype(np.float32), np.linspace(-8, 8, 1601)
-    agent.actor.biases[-1][..., 1] -= 1.5                                   # log σ
-    agent.critic.biases[-1][1] += 100                                       # the first critic is the smaller one
-    mu, log_std, *_ = agent.policy(obs)
-    a, weight = np.tanh(mu + np.exp(log_std) * noise), gaussian(noise, 0, 1) * 0.01
-    Q = np.transpose([agent.critic.forward(np.column_stack((obs, x)))[0][0, :, 0] for x in a.T])
-    assert near(F.mean_torque_and_value(agent, obs), (2 * a @ weight, Q @ weight), 1e-5)
-
-def test_default_settings_leave_little_regret_and_evaluation_is_repeatable_one_by_one_or_all_at_once(pendulum):
-    """Eq. 9 on Pendulum-v1; no start changes another's return, and the figures' vectorised rollout is Gymnasium's."""
-    agent, _ = pendulum
-    returns = F.roll_out(agent, *F.held_out_starts())[:, 3].sum(axis=0)
-    assert -1 < (F.optimum() - returns).mean() < 15
-    one_by_one = S.evaluate(agent, "Pendulum-v1", [7, 3, 5])
-    assert near(one_by_one, returns[[7, 3, 5]], 0.01)
-    assert np.array_equal(S.evaluate(agent, "Pendulum-v1", [5, 7]), one_by_one[[2, 0]])
-
 def test_interquartile_mean_and_its_band():
     """The mean of the middle half; of other resampled means 2.5 % lie on either side of the band."""
     assert F.interquartile_mean(np.array([-1e9, 1, 2, 3, 4, 1e9, -50, 5])) == 2.5
@@ -1074,8 +1082,6 @@ def test_interquartile_mean_and_its_band():
     low, high = F.bootstrap_band(x, n)
     means = np.sort(RNG(1).choice(x, (n, 400)), axis=1)[:, 100:300].mean(axis=1)
     assert near((np.mean(means < low), np.mean(means > high)), 0.025, 4 * np.sqrt(2 * 0.025 * 0.975 / n))
-
-# === Commands and README ===============================================================================================
 
 def test_training_in_a_worker_is_the_same_training():
     ((agent, log),) = F.trained(1, 1001)
@@ -1097,6 +1103,13 @@ def test_a_figure_is_made_without_a_display_and_nothing_else_is_left(tmp_path):
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Boltzmann_Policy.png", "three_calibers.png"]
 
+# --- Modules on their own, README ------------------------------------------------------------------------------------
+
+README = (HERE / "README.md").read_text("utf-8")
+ROWS = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in README.splitlines() if line.startswith("| ")]
+EQUATIONS = [row for row in ROWS if len(row) == 5 and row[0] != "Eq."]
+CODE = {name: (HERE / f"{name}.py").read_text("utf-8") for name in ("langevin", "maxent", "sac_numpy", "figures", "test_all")}
+
 @pytest.mark.parametrize("module, words", (("langevin", []), ("maxent", []), ("sac_numpy", ["--steps", "1010"])))
 def test_a_module_copied_out_alone_runs_its_demonstration_where_simulation_agrees_with_theory(module, words, tmp_path):
     (tmp_path / f"{module}.py").write_text(CODE[module], "utf-8")
@@ -1110,11 +1123,6 @@ def test_a_module_copied_out_alone_runs_its_demonstration_where_simulation_agree
         drawn, dice = (np.abs(np.subtract(*(np.array(x.split(), float) for x in pair))).max() for pair in both)
         assert drawn < 4 * np.sqrt(0.25 / 100_000) and dice < 1 / 200, "200 dice are nearly as many as Eq. 5 needs"
         assert float(done.stdout.split()[-1]) < 1e-12, "the largest difference of a path's probability"
-
-README = (HERE / "README.md").read_text("utf-8")
-ROWS = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in README.splitlines() if line.startswith("| ")]
-EQUATIONS = [row for row in ROWS if len(row) == 5 and row[0] != "Eq."]
-CODE = {name: (HERE / f"{name}.py").read_text("utf-8") for name in ("langevin", "maxent", "sac_numpy", "figures", "test_all")}
 
 def tagged(text):
     """The numbers of the equations that a text names: Eq. 3, Eq. 4–6, Eq. 15, 24."""
