@@ -287,7 +287,7 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
     equal weights) misses these: for α = 0 only.  Pass log_base to all that take it, or nodes are counted.
     """
     if spacing not in ("tanh", "uniform") or min(n_theta, n_theta_dot, n_a) < 2:
-        raise ValueError(f"spacing must be 'tanh' or 'uniform', each n at least 2, got {spacing!r}, {n_theta, n_theta_dot, n_a}")
+        raise ValueError(f"spacing must be 'tanh' or 'uniform', all n at least 2, got {spacing!r}, {n_theta, n_theta_dot, n_a}")
     theta = -np.pi + 2 * np.pi / n_theta * np.arange(n_theta)
     theta_dot = np.linspace(-8, 8, n_theta_dot)
     u = np.linspace(-6, 6, n_a)

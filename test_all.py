@@ -767,7 +767,8 @@ def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong():
     refuses(M.soft_backup, dict(mdp=mdp), "{} must", V=[np.ones(5)])
     refuses(M.enumerate_paths, dict(mdp=mdp, start=0, horizon=1), "{}|too many", start=(2, 0.5), horizon=(-1, 11, np.int64(32)))
     refuses(M.policy_flow, dict(**action, times=[1]), "p.* must", pi0=([0.5, 0.6], [0, 1]))
-    refuses(M.pendulum_mdp, {}, "must be", spacing=["x"], n_theta=[1], n_a=[1])
+    refuses(M.pendulum_mdp, dict(n_theta=2, n_theta_dot=2, n_a=2), "must be", spacing=["x"], n_theta=[1], n_a=[1])
+    assert M.pendulum_mdp(2, 2, 2).reward.shape == (4, 2)
     refuses(M.pendulum_optimal_return, dict(thetas=[0.0], theta_dots=[0.0]), "must", thetas=([np.nan], [0, 1]))
 
 class Reacher(gym.Env):
@@ -966,7 +967,7 @@ BAD_STEPS = {                                                               # wh
 @pytest.mark.parametrize("words, env, message", [
     ("--steps 50", {}, "n_steps must"), ("", dict(action_space=Box(0, inf, (1,))), "actions need finite bounds"),
     ("--save .", {}, "cannot write ."), ("--save no/a.npz", {}, "No such.*no/a"), ("--save text/a.npz", {}, "Not a.*text"),
-    ("--save mine", {}, ".*exists.*'mine.part'"), (f"--save {252 * 'x'}", {}, ".*long"), ("--load no", {}, "No such file.*'no'"),
+    ("--save mine", {}, ".*exists.*'mine.part'"), (f"--save {252 * 'x'}", {}, ".*long"), ("--load no", {}, "No such.*'no'"),
     ("--load text", {}, "text is not a whole file"), ("--load other.npz", {}, "the agent is of another environment"),
     *(("--steps 190 --save a.npz", dict(events={161: event}), message) for message, event in BAD_STEPS.items())])
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")                       # on purpose: numbers that overflow
@@ -1000,7 +1001,7 @@ def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypat
     assert log["n_steps"] == 51 and {log[key].size for key in ("step", "critic_loss", "alpha", "entropy")} == {0}
 
 def test_benchmark_divides_the_time_of_an_update_by_that_of_its_matrix_products(monkeypatch, capsys):
-    """Times that grow by 1 ms from call to call.  Multiplications per layer: 4 of the actor, 6 of each critic."""
+    """Times that grow by 1 ms a call.  Multiplications per layer: 4 of the actor, 6 of each critic, less its last dx."""
     clock = itertools.count(1)
     monkeypatch.setattr(S.timeit, "repeat", lambda f, number, repeat: (f(), [0.001 * number * next(clock)] * repeat)[1])
     S.benchmark()
@@ -1009,7 +1010,7 @@ def test_benchmark_divides_the_time_of_an_update_by_that_of_its_matrix_products(
                  "hidden (256, 256), batch 256: one update 4.000 ms, its matrix products 5.000 ms, ratio 0.80;"):
         assert line in out
     assert "replay buffer 360,000 bytes per 10 000 steps" in out, "9 numbers of 4 bytes"
-    multiplications = 4 * (3 * 8 + 8 * 6 + 6 * 2) + 2 * 6 * (4 * 8 + 8 * 6 + 6 * 1)
+    multiplications = 4 * (3 * 8 + 8 * 6 + 6 * 2) + 2 * (6 * (4 * 8 + 8 * 6) + 4 * 6)
     assert sum((x @ y).size * x.shape[-1] for x, y in S.bare_products(agent, 10)) == 10 * multiplications
 
 # --- Figures ---------------------------------------------------------------------------------------------------------
