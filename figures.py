@@ -361,18 +361,16 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000):
     return 1 - np.abs((x + 1) % 4 - 2)                                      # folded back onto [−1, 1]
 
 
-def figure_action_langevin(options):
-    """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
-    Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose. Shown, of a grid of states: the most
-    even pair of broad peaks and the highest broad single one, where the best Gaussian has σ < 0.7 (a wider one can have two
-    peaks itself). α: a quarter of valley or peak (at SAC's own: spikes). Kinks: the other critic becomes the smaller."""
-    agent, a = trained(options.seeds, options.steps)[0][0], np.linspace(-0.9999, 0.9999, 201)      # arctanh is finite
+def states_to_show(agent, a):
+    """Of a grid of states the most even pair of broad peaks of Q(s, ·), and the highest broad single one, where the best
+    squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.  a: nodes (A,) -> of both states the name, θ,
+    angular velocity, α (a quarter of the valley's depth or the peak's height; at SAC's own: spikes), Q and ∂Q/∂a (A,), μ, log σ."""
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
     slope, valley = np.gradient(Q, a, axis=1), Q.argmin(axis=1)
     depth = np.array([min(q[:i + 1].max(), q[i:].max()) - q[i] for q, i in zip(Q, valley)])         # below the lower peak
-    height, panels = Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1]), []      # of a peak above the bounds
+    height = Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1])                  # of a peak above the bounds
     for name, quarter in (("two peaks", depth / 4), ("one peak", height / 4)):
         alphas = np.maximum(quarter, 1e-3)
         pi = maxent.boltzmann_policy(Q / alphas[:, None], 1.0)
@@ -380,13 +378,22 @@ def figure_action_langevin(options):
         left = np.cumsum(pi, axis=1)[np.arange(len(Q)), valley]             # share of the actions left of the valley
         quality = np.minimum(left, 1 - left) if name == "two peaks" else height
         for i in np.argsort(-quality / steepness):
-            alpha = alphas[i]
-            mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alpha)
-            if log_std < np.log(0.7):                                       # wider ones can have two peaks
+            mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alphas[i])
+            if log_std < np.log(0.7):
                 break
+        yield name, *states[i], alphas[i], Q[i], slope[i], mu, log_std
+
+
+def figure_action_langevin(options):
+    """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
+    Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose.
+    Kinks: the other critic becomes the smaller."""
+    agent, _ = trained(options.seeds, options.steps)[0]
+    a, panels = np.linspace(-0.9999, 0.9999, 201), []                       # arctanh is finite
+    for *state, alpha, Q, slope, mu, log_std in states_to_show(agent, a):
+        sampled, _ = np.histogram(sample_actions(a, Q, slope, alpha), a[::5], density=True)
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
-        sampled, _ = np.histogram(sample_actions(a, Q[i], slope[i], alpha), a[::5], density=True)
-        panels.append((name, *states[i], alpha, sampled, pi[i] / (a[1] - a[0]), gauss))
+        panels.append((*state, alpha, sampled, maxent.boltzmann_policy(Q, alpha) / (a[1] - a[0]), gauss))
 
     title = f"Langevin driven by a trained critic samples its Boltzmann policy (α chosen; SAC's own is {agent.alpha:.2g})"
     fig, axes = sheet((10, 4.5), title, 1, 2)

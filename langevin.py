@@ -201,9 +201,9 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
 def path_log_probability(path, dt, grad_V, kT, gamma=1.0):
     """Log-density of an Euler–Maruyama path (n_steps + 1,), given its start: Σ log N(x_next; x − V'(x) dt/γ, 2D dt)."""
     path = _check_grid(path, "path", dt=dt, kT=kT, gamma=gamma)
-    x, dx, D = path[:-1], np.diff(path), kT / gamma
+    x, step, D = path[:-1], np.diff(path), kT / gamma
     _check_functions(x, grad_V=grad_V)
-    return np.sum(-((dx + grad_V(x) * (dt / gamma)) ** 2) / (4 * D * dt) - 0.5 * np.log(4 * np.pi * D * dt))
+    return np.sum(-((step + grad_V(x) * (dt / gamma)) ** 2) / (4 * D * dt) - 0.5 * np.log(4 * np.pi * D * dt))
 
 
 def onsager_machlup_action(path, dt, grad_V, curvature, kT, gamma=1.0):

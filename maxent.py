@@ -252,7 +252,10 @@ def policy_flow(pi0, Q, alpha, times):
 # --- Pendulum-v1, exactly ---------------------------------------------------------------------------------------------
 
 def pendulum_step(theta, theta_dot, torque):
-    """One step of Gymnasium's Pendulum-v1, elementwise, |torque| ≤ 2 -> (theta, theta_dot, reward); theta = 0: upright."""
+    """One step (0.05 s) of Gymnasium's Pendulum-v1, elementwise -> (theta, theta_dot, reward).
+
+    theta in rad, 0 upright, not wrapped; theta_dot in rad/s; torque in N m, at most ±2.
+    """
     angle = (theta + np.pi) % (2 * np.pi) - np.pi
     reward = -(angle**2 + 0.1 * theta_dot**2 + 0.001 * torque**2)
     theta_dot = np.clip(theta_dot + (15 * np.sin(theta) + 3 * torque) * 0.05, -8, 8)        # 3g/2l, 3/ml², dt
@@ -301,8 +304,8 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
 def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_torque=11, n_steps=200):
     """The best possible return of n_steps steps from each start, to within the grid's error.  (N,), (N,) -> (N,).
 
-    Backward induction on the grid (Eq. 14 with γ = 1 and the hard maximum), then greedy steps on the true dynamics: so
-    each number is a return that was really reached, a lower bound of the optimum.
+    Backward induction on the grid (Eq. 14 with γ = 1 and the hard maximum), then greedy steps on the true dynamics, from
+    81 torques: each number is a return that was really reached, a lower bound of the optimum.
     """
     theta = _finite("thetas", thetas, None)
     theta_dot = _finite("theta_dots", theta_dots, len(theta))
