@@ -363,8 +363,8 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000):
 
 def states_to_show(agent, a):
     """Of a grid of states the most even pair of broad peaks of Q(s, ·), and the highest broad single one, where the best
-    squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.  a: nodes (A,) -> of both states the name, θ,
-    angular velocity, α (a quarter of the valley's depth or the peak's height; at SAC's own: spikes), Q and ∂Q/∂a (A,), μ, log σ."""
+    squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.  α: a quarter of the valley's depth or of the
+    peak's height (at SAC's own the policy has spikes).  a: nodes (A,) -> name, θ, velocity, α, Q and ∂Q/∂a (A,), μ, log σ."""
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
