@@ -387,7 +387,7 @@ def states_to_show(agent, a):
 def figure_action_langevin(options):
     """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
     Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose.
-    Kinks: the other critic becomes the smaller."""
+    Which states, and which α: see states_to_show. Kinks: the other critic becomes the smaller."""
     agent, _ = trained(options.seeds, options.steps)[0]
     a, panels = np.linspace(-0.9999, 0.9999, 201), []                       # arctanh is finite
     for *state, alpha, Q, slope, mu, log_std in states_to_show(agent, a):

@@ -23,7 +23,8 @@ def _finite(name, x, *shape, like=None):
     """x as an array of finite numbers: of the shape given, where None is any length, or of the last axes of `like`."""
     x = np.asarray(x, dtype=float)
     shape = shape if like is None else like.shape[like.ndim - x.ndim:]
-    if not np.isfinite(x).all() or shape and (x.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, x.shape))):
+    fits = not shape or (x.ndim == len(shape) and all(n in (None, m) for n, m in zip(shape, x.shape)))
+    if not (fits and x.size and (x.ndim or like is not None) and np.isfinite(x).all()):
         raise ValueError(f"{name} must be finite, of shape {shape or 'any'} (None: any length), got shape {x.shape}: {x}")
     return x
 
@@ -42,7 +43,7 @@ def entropy(p, log_base=0.0):
     p = _finite("p", p)
     log_base = _finite("log_base", log_base, like=p)
     if p.min() < 0 or np.abs(p.sum(-1) - 1).max() > 1e-9:
-        raise ValueError("p must hold a probability distribution: nowhere negative, of sum 1 over the last axis to within 1e-9")
+        raise ValueError("probabilities must be nowhere negative, and of sum 1 over the last axis to within 1e-9")
     return np.sum(p * (log_base - np.log(p, out=np.zeros_like(p), where=p > 0)), axis=-1)
 
 
@@ -85,7 +86,7 @@ def canonical_free_energy(p, E, beta):
 
     The chapter writes max.  This function is convex in p, so its maximum puts everything on the highest energy.
     """
-    if not beta > 0:
+    if np.ndim(beta) or not beta > 0:
         raise ValueError(f"beta must be a positive number, got {beta}")
     p = _finite("p", p)
     return np.sum(p * _finite("E", E, like=p), axis=-1) - entropy(p) / beta # Eq. 25
@@ -143,7 +144,7 @@ class MDP:
         P = self.probability = _finite("probability", self.probability, S, A, None)
         successor, self.gamma = np.asarray(self.successor), float(self.gamma)
         if successor.shape != P.shape or successor.dtype.kind not in "iu" or successor.min() < 0 or successor.max() >= S:
-            raise ValueError(f"successor must hold integers from 0 to {S - 1}, of shape {P.shape}, got shape {successor.shape}")
+            raise ValueError(f"successor must hold integers from 0 to {S - 1}, of shape {P.shape}, got {successor}")
         self.successor = successor.astype(int)                              # uint64 beside int64 would become float
         entropy(P)                                                          # refuses what is not a distribution
         if not 0 <= self.gamma <= 1:
@@ -208,7 +209,7 @@ def enumerate_paths(mdp, start, horizon):
         raise ValueError(f"start must be a state, and horizon not negative, got {start} and {horizon}")
     if mdp.successor[0].size ** int(horizon) > 2_000_000:
         raise ValueError(f"{mdp.successor[0].size}^{horizon} paths are too many to enumerate; at most 2 000 000")
-    paths, returns, log_p = np.array([[start]]), np.zeros(1), np.zeros(1)
+    paths, returns, log_p = np.array([[start]], int), np.zeros(1), np.zeros(1)
     for t in range(horizon):
         n, a, k = np.nonzero(mdp.probability[paths[:, -1]])                 # path n goes on by action a, successor k
         s = paths[n, -1]
@@ -314,7 +315,7 @@ def pendulum_optimal_return(thetas, theta_dots, n_theta=301, n_theta_dot=301, n_
     for _ in range(n_steps - 1):
         values.append(soft_backup(mdp, values[-1]).max(axis=1))
     total, torques = np.zeros(len(theta)), np.linspace(-2, 2, 81)
-    for V in reversed(values):
+    for V in reversed(values[:n_steps]):
         *after, reward = pendulum_step(theta[:, None], theta_dot[:, None], torques)
         successor, probability = bilinear(*after, n_theta, n_theta_dot)
         best = (reward + (probability * V[successor]).sum(axis=-1)).argmax(axis=1)

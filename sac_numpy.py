@@ -18,6 +18,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
     os.environ.setdefault(_variable, "1")        # one BLAS thread is faster at these sizes; must precede import numpy
 
 import argparse
+import io
 import json
 import math
 import sys
@@ -52,7 +53,7 @@ class Settings:
 
     def __post_init__(self):
         for name, value in list(vars(self).items()):
-            if hasattr(value, "item"):                                      # a NumPy float64 would make all arithmetic float64
+            if hasattr(value, "item") and not np.ndim(value):               # a NumPy float64 would make all arithmetic float64
                 object.__setattr__(self, name, value.item())
         for name in ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale", "batch_size", "warmup", "buffer_size"):
             if not 0 < getattr(self, name) < math.inf:
@@ -60,8 +61,8 @@ class Settings:
         for name in ("batch_size", "warmup", "random_steps", "buffer_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise ValueError(f"setting {name} must be a whole number, not negative, got {getattr(self, name)}")
-        if not 0 <= self.gamma < 1 or self.tau > 1:
-            raise ValueError(f"settings need 0 ≤ gamma < 1 and tau ≤ 1, got {self.gamma} and {self.tau}")
+        if not (0 <= self.gamma < 1 and self.tau <= 1 and math.isfinite(self.target_entropy or 0)):
+            raise ValueError(f"settings need 0 ≤ gamma < 1, tau ≤ 1 and a finite target_entropy, got {self}")
 
 
 # --- Networks and their optimiser -------------------------------------------------------------------------------------
@@ -70,7 +71,7 @@ class MLP:
     """Affine layers with a smooth ReLU between them.  sizes (n_in, …, n_out);  copies=2: twin networks on a leading axis.
 
     theta is the vector of all parameters, weights and biases are views into it, layer by layer: W (…, n_in, n_out),
-    b (…, 1, n_out).  The output is multiplied by scale.
+    b (…, 1, n_out): change it in place, for Adam holds it too.  The output is multiplied by scale.
     """
 
     def __init__(self, sizes, rng, copies=None, dtype=np.float32, scale=1.0):
@@ -91,7 +92,7 @@ class MLP:
     def views(self, flat):
         """The weights and the biases that a flat vector holds, without copying."""
         parts = [flat[start:end].reshape(shape) for start, end, shape in self.layout]
-        return parts[::2], parts[1::2]
+        return tuple(parts[::2]), tuple(parts[1::2])
 
     def forward(self, x):
         """x (N, n_in) -> y (N, n_out) or (copies, N, n_out), and for backward each layer's input x and root."""
@@ -211,7 +212,7 @@ class SAC:
 
         ValueError for another shape; FloatingPointError if obs is not finite, or so large that the actor overflows.
         """
-        obs = self.checked(obs)
+        obs = self.checked(obs, 2)
         a = self.sample(np.atleast_2d(obs), deterministic)
         return self.to_environment(a if obs.ndim > 1 else a[0])
 
@@ -222,10 +223,10 @@ class SAC:
         check_finite("action", a)
         return a
 
-    def checked(self, obs):
+    def checked(self, obs, most_axes=1):
         """A copy of obs (…, obs_dim), because the environment may overwrite it.  Errors: see act."""
         obs = np.array(obs, self.dtype)
-        if obs.shape[-1:] != (self.obs_dim,):
+        if obs.ndim > most_axes or obs.shape[-1:] != (self.obs_dim,):
             raise ValueError(f"the observation must have {self.obs_dim} numbers, got the shape {obs.shape}")
         check_finite("observation", obs)
         return obs
@@ -304,10 +305,11 @@ class SAC:
         Adam's means are not kept: update after load would start them, and the learning rate, afresh.
         """
         about = {"obs_dim": self.obs_dim, "settings": asdict(self.settings), "rng": self.rng.bit_generator.state}
+        about = json.dumps(about, default=lambda x: x.tolist())             # settings may hold NumPy's numbers
         part = Path(f"{path}.part")
         try:
             with open(part, "wb") as file:
-                np.savez(file, about=json.dumps(about), low=self.low, high=self.high, log_alpha=self.log_alpha,
+                np.savez(file, about=about, low=self.low, high=self.high, log_alpha=self.log_alpha,
                          actor=self.actor.theta, critic=self.critic.theta, critic_target=self.critic_target.theta)
             os.replace(part, path)
         finally:
@@ -316,9 +318,9 @@ class SAC:
     @classmethod
     def load(cls, path):
         """The agent that save wrote: it acts bitwise as before.  ValueError if the file is damaged or something else."""
+        content = io.BytesIO(Path(path).read_bytes())
         try:
-            with np.load(path) as file:                                     # allows no pickle
-                data = dict(file)
+            data = dict(np.load(content, allow_pickle=False))
             about = json.loads(str(data["about"]))
             settings = Settings(**{**about["settings"], "hidden": tuple(about["settings"]["hidden"])})
             agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=data["actor"].dtype)
@@ -360,7 +362,7 @@ def train(env, settings=Settings(), seed=0, n_steps=10_000, progress=None):
     log holds arrays: per update "step", "critic_loss", "actor_loss", "alpha", "entropy"; per finished episode
     "episode_step", "episode_return"; "observations", the states in the buffer (n, obs_dim); "n_steps", how many were taken.
     progress(step, agent, log), if given, is called after every step; log then holds lists, and not yet the last two.
-    Ctrl-C ends the training early and returns.  FloatingPointError names the step and what was not finite.
+    Ctrl-C ends the training early and returns.  FloatingPointError tells what was not finite, and when.
     """
     if not isinstance(n_steps, (int, np.integer)) or n_steps <= settings.warmup:
         raise ValueError(f"n_steps must be a whole number above the {settings.warmup} steps of warm-up, got {n_steps}")
@@ -426,7 +428,8 @@ def evaluate(agent, env, seeds):
         for i, seed in enumerate(seeds):
             (obs, _), done = env.reset(seed=int(seed)), False
             while not done:
-                obs, reward, terminated, truncated, _ = env.step(agent.act(obs, deterministic=True).astype(box.dtype))
+                action = agent.act(agent.checked(obs), deterministic=True).astype(box.dtype)
+                obs, reward, terminated, truncated, _ = env.step(action)
                 returns[i] += reward
                 done = terminated or truncated
     return returns

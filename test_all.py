@@ -754,11 +754,11 @@ def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong():
     refuses(M.soft_value, action, "{} must", Q=([1, np.nan], [1, np.inf]), alpha=(-1, np.nan, np.inf, [1, 1]))
     refuses(M.boltzmann_policy, action, "{} must", log_base=(np.nan, [1, 2, 3], [[1], [2]]))
     refuses(M.regularised_value, action | dict(pi=[0.5, 0.5]), "{} must", Q=([1, 2, 3],), alpha=[-1])
-    refuses(M.entropy, {}, "{} must", p=([-0.5, 1.5], [0.5, 0.5 + 1e-8], [np.nan, 1]))
+    refuses(M.entropy, {}, "{} must|probabilities must", p=([-0.5, 1.5], [0.5, 0.5 + 1e-8], [np.nan, 1], 1.0, []))
     refuses(M.canonical_free_energy, dict(p=[1.0], E=[1.0], beta=1), "{} must", E=([1, 2], [np.nan]), beta=[0])
     full, half = lambda x: np.full((2, 2, 2), x), np.full((2, 2), 0.5)
     good = dict(reward=half, successor=full(0), probability=full(0.5), gamma=0.9)
-    refuses(M.MDP, good, "{}", reward=(np.ones(2), half * np.nan), gamma=(-0.1, 1.1, np.nan),
+    refuses(M.MDP, good, "{}|probabilities", reward=(np.ones(2), half * np.nan), gamma=(-0.1, 1.1, np.nan),
             successor=(full((0, -1)), full((0, 2)), full(0.0), full(0)[0]),
             probability=(full(0.4), full((-0.5, 1.5)), full(0.5)[0], full(0.5) + 1e-8 * np.eye(8)[0].reshape(2, 2, 2)))
     mdp, endless = M.MDP(**good), M.MDP(**good | dict(gamma=1))
@@ -766,7 +766,7 @@ def test_impossible_means_and_bad_input_are_refused_with_what_was_wrong():
     refuses(M.return_and_entropy, dict(mdp=mdp, pi=half), "gamma < 1|pi must", mdp=[endless], pi=[np.ones((2, 1))])
     refuses(M.soft_backup, dict(mdp=mdp), "{} must", V=[np.ones(5)])
     refuses(M.enumerate_paths, dict(mdp=mdp, start=0, horizon=1), "{}|too many", start=(2, 0.5), horizon=(-1, 11, np.int64(32)))
-    refuses(M.policy_flow, dict(**action, times=[1]), "p.* must", pi0=([0.5, 0.6], [0, 1]))
+    refuses(M.policy_flow, dict(**action, times=[1]), "pi0 must|probabilities must", pi0=([0.5, 0.6], [0, 1]))
     refuses(M.pendulum_mdp, dict(n_theta=2, n_theta_dot=2, n_a=2), "must be", spacing=["x"], n_theta=[1], n_a=[1])
     assert M.pendulum_mdp(2, 2, 2).reward.shape == (4, 2)
     refuses(M.pendulum_optimal_return, dict(thetas=[0.0], theta_dots=[0.0]), "must", thetas=([np.nan], [0, 1]))
@@ -790,7 +790,8 @@ def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong():
     replace(SMALL, gamma=0, tau=1, hidden=(1,), batch_size=1, random_steps=0)
     positive = "tau batch_size learning_rate final_learning_rate warmup alpha q_scale buffer_size".split()
     refuses(S.Settings, {}, "setting.*{}", **{name: NOT_POSITIVE for name in positive})
-    refuses(S.Settings, {}, "setting.*{}", gamma=(-0.1, 1, nan), tau=[1.1], random_steps=(-1, 0.5), batch_size=[1.5])
+    refuses(S.Settings, {}, "setting.*{}", gamma=(-0.1, 1, nan), tau=[1.1], target_entropy=(nan, -inf))
+    refuses(S.Settings, {}, "setting.*{}", random_steps=(-1, 0.5), batch_size=[1.5])
     low = [-1, 1], [-inf, -1], [nan, 0], [-1e308, 0], [-1], [[-1], [-1]]
     refuses(partial(S.SAC, 2), dict(action_high=[1e308, 1]), "finite bounds low < high|shape", action_low=low)
     for low, high in ([-1, 0], [3, 9]), ([-1, -1], [3, 10]), ([-1], [3]):
@@ -799,7 +800,7 @@ def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong():
     train("whole number above the 50 steps", n=(50, 60.5, inf, nan))
     spaces = gym.spaces.Discrete(3), Box(-1, 1, (2, 2)), Box(-1, 1, (1, 1))
     train("must be a flat Box", action_space=(*spaces, Box(-1, 1, (1,), int)), observation_space=spaces)
-    refuses(AGENT.act, {}, "the observation must have 3 numbers", obs=(0, np.zeros(4), np.zeros((5, 2))))
+    refuses(AGENT.act, {}, "the observation must have 3 numbers", obs=(0, np.zeros(4), np.zeros((5, 2)), np.zeros((1, 1, 3))))
 
 # --- Numerics of the exact solutions ---------------------------------------------------------------------------------
 
@@ -924,7 +925,8 @@ def ctrl_c(*_, **__):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_refused(dtype, tmp_path, monkeypatch):
     """Deterministic, and with the noise that would have come next.  An interrupted save leaves the old file alone."""
-    settings = replace(SMALL, batch_size=np.int64(16), gamma=np.float64(0.9), learning_rate=np.array(5e-3), tune_alpha=np.True_)
+    settings = replace(SMALL, hidden=tuple(np.array([8, 8])), batch_size=np.int64(16), gamma=np.float64(0.9),
+                       learning_rate=np.array(5e-3), tune_alpha=np.True_)
     agent, file, obs = S.SAC(3, [-1, 0], [3, 10], settings, 4, dtype), tmp_path / "agent.npz", RNG(7).normal(size=(5, 3))
     agent.act(obs), agent.save(file)
     loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
@@ -957,6 +959,7 @@ def command(monkeypatch, capsys, tmp_path):
 
 BAD_STEPS = {                                                               # what goes wrong at step 161 of a training
     "the observation must have 2 numbers, got the shape .1,.": lambda: ([0], 1.0),
+    "the observation must have 2 numbers, got the shape .1, 2.": lambda: ([[0, 0]], 1.0),
     "training stopped after 160 steps: the observation is not finite": lambda: ([0, nan], 1.0),
     "training stopped after 160 steps: the reward is not finite": lambda: ([0, 0], 1e39),
     "training stopped after 1.. steps: the critic's squared gradient is not finite": lambda: ([0, 0], 1e38),
