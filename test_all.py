@@ -1081,7 +1081,7 @@ def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_a_trained_critic_
         Q = pendulum[0].critic.forward(np.column_stack((obs, a)).astype(np.float32))[0][..., 0].min(axis=0)
         assert abs(np.polyfit(Q, np.log(pi), 1)[0] * alpha - 1) < 0.05 and np.corrcoef(Q, np.log(pi))[0, 1] > 1 - 1e-9
         valley, mode = pi.argmin(), gauss.argmax()
-        two = pi[valley], min(pi[:valley].max(), pi[valley:].max())         # the valley, and the lower of its peaks
+        two = pi[valley], min(pi[:valley + 1].max(), pi[valley:].max())     # the valley, and the lower of its peaks
         low, high = two if "two" in ax.get_title() else (pi[[0, -1]].max(), pi.max())
         assert near(np.log(high / low), 4, 1e-6), "α is a quarter of the depth or the height"
         assert (np.diff(gauss[:mode + 1]) >= 0).all() and (np.diff(gauss[mode:]) <= 0).all(), "the Gaussian has one peak"
