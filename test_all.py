@@ -88,7 +88,8 @@ def test_one_cold_trajectory_is_trapped_in_its_well_while_an_ensemble_from_a_sym
     assert chi_square(cold, L.boltzmann_density(WELL, DX, 0.1), GRID) > 100, "a one-sided start does not match"
 
 def test_boltzmann_density_is_gaussian_in_a_spring_and_blind_to_a_shift_of_V():
-    """Eq. 2, also where exp(−V/kT) would overflow."""
+    """Eq. 2, also where exp(−V/kT) would overflow, or all weight lies on two nodes."""
+    assert near(L.boltzmann_density(1e7 * WELL, DX, 1e-3), np.isclose(WELL, 0) / (2 * DX), 1e-9)
     assert np.allclose(L.boltzmann_density(K * GRID**2 / 2 - 1e4, DX, 0.3), gaussian(GRID, 0, 0.3 / K), rtol=1e-9, atol=0)
 
 def test_entropy_rises_with_temperature_while_the_mean_square_position_falls_and_rises():
