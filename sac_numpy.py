@@ -385,9 +385,9 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
     """The loop of train, which changes agent, buffer and log: one step in the environment, one update."""
     s = agent.settings
     slope = (s.final_learning_rate - s.learning_rate) / (n_steps - s.warmup)
-    obs, t, episode_return, n_random = agent.checked(env.reset(seed=int(seed))[0]), 0, 0.0, 0
+    obs, episode_return, random_left = agent.checked(env.reset(seed=int(seed))[0]), 0.0, 0
     for step in range(1, n_steps + 1):
-        if step <= s.warmup or t < n_random:
+        if step <= s.warmup or random_left > 0:
             a = agent.rng.uniform(-1, 1, agent.action_dim)
         else:
             a = agent.sample(obs[None])[0]
@@ -398,12 +398,11 @@ def learn(agent, env, buffer, log, seed, n_steps, progress):
             raise ValueError(f"the reward must be a number, got {reward!r}")
         check_finite("reward", np.float32(reward))                          # as the buffer will hold it
         buffer.add(obs, a, reward, next_obs, terminated)
-        obs, t, episode_return = next_obs, t + 1, episode_return + float(reward)
+        obs, episode_return, random_left = next_obs, episode_return + float(reward), random_left - 1
         if terminated or truncated:
             log["episode_step"].append(step)
             log["episode_return"].append(episode_return)
-            obs, t, episode_return = agent.checked(env.reset()[0]), 0, 0.0
-            n_random = agent.rng.integers(s.random_steps + 1)
+            obs, episode_return, random_left = agent.checked(env.reset()[0]), 0.0, agent.rng.integers(s.random_steps + 1)
         if step > s.warmup:
             for optimiser in agent.optimisers:                              # learning rates fall linearly
                 optimiser.learning_rate += slope
