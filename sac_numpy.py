@@ -425,12 +425,11 @@ def evaluate(agent, env, seeds):
         if not np.array_equal(np.array((agent.low, agent.high), box.dtype), (box.low, box.high)):     # rounded alike
             raise ValueError(f"the agent is of another environment: it acts between {agent.low} and {agent.high}, not in {box}")
         for i, seed in enumerate(seeds):
-            (obs, _), done = env.reset(seed=int(seed)), False
-            while not done:
+            obs, terminated, truncated = env.reset(seed=int(seed))[0], False, False
+            while not (terminated or truncated):
                 action = agent.act(agent.checked(obs), deterministic=True).astype(box.dtype)
                 obs, reward, terminated, truncated, _ = env.step(action)
                 returns[i] += reward
-                done = terminated or truncated
     return returns
 
 
