@@ -52,9 +52,9 @@ class Settings:
     buffer_size: int = 1_000_000        # transitions; older ones are overwritten
 
     def __post_init__(self):
-        for name, value in list(vars(self).items()):
-            if hasattr(value, "item") and not np.ndim(value):               # a NumPy float64 would make all arithmetic float64
-                object.__setattr__(self, name, value.item())
+        for name, value in asdict(self).items():
+            object.__setattr__(self, name, np.array(value).tolist())        # a NumPy float64 would make all arithmetic float64
+        object.__setattr__(self, "hidden", tuple(self.hidden))              # a list, or an array, will do
         for name in ("tau", "learning_rate", "final_learning_rate", "alpha", "q_scale", "batch_size", "warmup", "buffer_size"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"setting {name} must be a positive number, got {getattr(self, name)}")
@@ -304,8 +304,7 @@ class SAC:
 
         Adam's means are not kept: update after load would start them, and the learning rate, afresh.
         """
-        about = {"obs_dim": self.obs_dim, "settings": asdict(self.settings), "rng": self.rng.bit_generator.state}
-        about = json.dumps(about, default=lambda x: x.tolist())             # settings may hold NumPy's numbers
+        about = json.dumps({"obs_dim": self.obs_dim, "settings": asdict(self.settings), "rng": self.rng.bit_generator.state})
         part = Path(f"{path}.part")
         try:
             with open(part, "wb") as file:
@@ -322,7 +321,7 @@ class SAC:
         try:
             data = dict(np.load(content, allow_pickle=False))
             about = json.loads(str(data["about"]))
-            settings = Settings(**{**about["settings"], "hidden": tuple(about["settings"]["hidden"])})
+            settings = Settings(**about["settings"])
             agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=data["actor"].dtype)
             for name in ("actor", "critic", "critic_target"):
                 getattr(agent, name).theta[:] = data[name]

@@ -969,13 +969,13 @@ def ctrl_c(*_, **__):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_refused(dtype, tmp_path, monkeypatch):
     """Deterministic, and with the noise that would have come next.  An interrupted save leaves the old file alone."""
-    settings = replace(SMALL, hidden=tuple(np.array([8, 8])), batch_size=np.int64(16), gamma=np.float64(0.9),
+    settings = replace(SMALL, hidden=np.array([8, 8]), batch_size=np.int64(16), gamma=np.float64(0.9),
                        learning_rate=np.array(5e-3), tune_alpha=np.True_)
     agent, file, obs = S.SAC(3, [-1, 0], [3, 10], settings, 4, dtype), tmp_path / "agent.npz", RNG(7).normal(size=(5, 3))
     agent.act(obs), agent.save(file)
     loaded, whole, data = S.SAC.load(file), file.read_bytes(), dict(np.load(file))
     assert np.array_equal(parameters(agent), parameters(loaded)) and loaded.settings == SMALL and loaded.dtype == dtype
-    assert type(settings.gamma) is float, "with NumPy's float64 the target, and all after it, would be float64"
+    assert settings.hidden == (8, 8) and type(settings.gamma) is float, "else all arithmetic would be float64"
     assert all(np.array_equal(agent.act(obs, mode), loaded.act(obs, mode)) for mode in (True, False, False))
     for owner, name, broken in (np, "savez", lambda f, **_: f.write(b"half") and ctrl_c()), (S.os, "replace", ctrl_c):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
