@@ -65,7 +65,7 @@ class Settings:
             raise ValueError(f"settings need 0 ≤ gamma < 1, tau ≤ 1 and a finite target_entropy, got {self}")
 
 
-# --- Networks and their optimiser -------------------------------------------------------------------------------------
+# --- Networks, their optimiser, the replay buffer ---------------------------------------------------------------------
 
 class MLP:
     """Affine layers with a smooth ReLU between them.  sizes (n_in, …, n_out);  copies=2: twin networks on a leading axis.
@@ -160,7 +160,7 @@ class ReplayBuffer:
         return [batch[name] for name in batch.dtype.names]
 
 
-# --- The policy: a Gaussian, squashed ---------------------------------------------------------------------------------
+# --- Soft Actor-Critic ------------------------------------------------------------------------------------------------
 
 def squashed_gaussian(mu, log_std, noise):
     """a = tanh(μ + σ·noise) (N, A) and its log π(a) (N,), a density over a in (−1, 1)^A.  All inputs (N, A).
@@ -173,8 +173,6 @@ def squashed_gaussian(mu, log_std, noise):
     log_slope = 2 * (math.log(2) - u - np.logaddexp(0, -2 * u))             # log(1 − tanh² u)
     return np.tanh(u), (log_normal - log_slope).sum(axis=-1)
 
-
-# --- Soft Actor-Critic ------------------------------------------------------------------------------------------------
 
 class SAC:
     """An agent for observations (obs_dim,), best of order 1, and actions between action_low and action_high (A,), both finite.
