@@ -242,10 +242,7 @@ class SAC:
         return reward + self.settings.gamma * (1 - terminated) * V          # Eq. 19 (soft Bellman target)
 
     def critic_loss(self, obs, a, y):
-        """Σ over both critics of the batch mean of (Q(s, a) − y)², y (N,) held fixed;  and its d_theta.
-
-        obs (N, obs_dim);  a (N, A), in the tanh frame.
-        """
+        """Batch mean of (Q(s, a) − y)², summed over both critics; a in the tanh frame, y (N,) held fixed;  its d_theta."""
         Q, cache = self.critic.forward(np.concatenate((obs, a), axis=1))
         error = Q[..., 0] - y
         loss = np.vdot(error, error) / len(y)                               # Eq. 18 (critic loss)
