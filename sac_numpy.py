@@ -18,7 +18,6 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", 
     os.environ.setdefault(_variable, "1")        # one BLAS thread is faster at these sizes; must precede import numpy
 
 import argparse
-import io
 import json
 import math
 import sys
@@ -312,20 +311,20 @@ class SAC:
     @classmethod
     def load(cls, path):
         """The agent that save wrote: it acts bitwise as before.  ValueError if the file is damaged or something else."""
-        content = io.BytesIO(Path(path).read_bytes())
-        try:
-            data = dict(np.load(content, allow_pickle=False))
-            about = json.loads(str(data["about"]))
-            settings = Settings(**about["settings"])
-            agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=data["actor"].dtype)
-            for name in ("actor", "critic", "critic_target"):
-                getattr(agent, name).theta[:] = data[name]
-                check_finite(name, data[name])
-            agent.log_alpha[:] = data["log_alpha"]
-            check_finite("temperature", agent.alpha)
-            agent.rng.bit_generator.state = about["rng"]
-        except Exception as error:                                          # every way in which a file can be damaged
-            raise ValueError(f"{path} is not a whole file written by SAC.save ({error})") from None
+        with open(path, "rb") as file:
+            try:
+                data = dict(np.load(file, allow_pickle=False))
+                about = json.loads(str(data["about"]))
+                settings = Settings(**about["settings"])
+                agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=data["actor"].dtype)
+                for name in ("actor", "critic", "critic_target"):
+                    getattr(agent, name).theta[:] = data[name]
+                    check_finite(name, data[name])
+                agent.log_alpha[:] = data["log_alpha"]
+                check_finite("temperature", agent.alpha)
+                agent.rng.bit_generator.state = about["rng"]
+            except Exception as error:                                      # every way in which a file can be damaged
+                raise ValueError(f"{path} is not a whole file written by SAC.save ({error})") from None
         return agent
 
 
