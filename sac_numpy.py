@@ -10,8 +10,6 @@ Needs numpy and gymnasium.  `python sac_numpy.py` trains on Pendulum-v1 and repo
     H̄             target entropy
     γ gamma       discount (in langevin.py a friction);   τ tau: Polyak rate of the target networks (there a time)
     theta         all parameters of a network, flat: the chapter's θ, φ or φ';   d_x, dx: always ∂Loss/∂x, and of x's shape
-
-Read downwards: the file follows one transition from the networks through the buffer to the three losses and the loop.
 """
 import os
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
