@@ -67,8 +67,8 @@ class Settings:
 class MLP:
     """Affine layers with a smooth ReLU between them.  sizes (n_in, …, n_out);  copies=2: twin networks on a leading axis.
 
-    theta is the vector of all parameters, weights and biases are views into it, layer by layer: W (…, n_in, n_out),
-    b (…, 1, n_out): change it in place, for Adam holds it too.  The output is multiplied by scale.
+    theta is the vector of all parameters: change it in place, for Adam holds it too.  Weights and biases are views into it,
+    layer by layer: W (…, n_in, n_out), b (…, 1, n_out).  The output is multiplied by scale.
     """
 
     def __init__(self, sizes, rng, copies=None, dtype=np.float32, scale=1.0):
