@@ -58,6 +58,8 @@ class Settings:
         for name in ("batch_size", "warmup", "random_steps", "buffer_size"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise ValueError(f"setting {name} must be a whole number, not negative, got {getattr(self, name)}")
+        if not all(isinstance(n, int) and n > 0 for n in self.hidden):
+            raise ValueError(f"setting hidden must hold positive whole numbers, got {self.hidden}")
         if not (0 <= self.gamma < 1 and self.tau <= 1 and math.isfinite(self.target_entropy or 0)):
             raise ValueError(f"settings need 0 ≤ gamma < 1, tau ≤ 1 and a finite target_entropy, got {self}")
 
@@ -274,7 +276,7 @@ class SAC:
     def update(self, batch):
         """One step on each of the four: critics, actor, temperature, target networks -> dict of losses, α and entropy.
 
-        batch: obs, a, reward, next_obs, terminated.  FloatingPointError if a gradient is not finite, before it does harm.
+        batch: obs, a, reward, next_obs, terminated.  FloatingPointError if a gradient is not finite; its network stays.
         """
         obs, a, reward, next_obs, terminated = batch
         noise = self.rng.standard_normal((2, *a.shape), self.dtype)
@@ -316,8 +318,9 @@ class SAC:
                 settings = Settings(**about["settings"])
                 agent = cls(about["obs_dim"], data["low"], data["high"], settings, dtype=data["actor"].dtype)
                 for name in ("actor", "critic", "critic_target"):
-                    getattr(agent, name).theta[:] = data[name]
-                    check_finite(name, data[name])
+                    theta = getattr(agent, name).theta
+                    theta[:] = data[name].reshape(theta.shape)              # a single number must not fill it
+                    check_finite(name, theta)
                 agent.log_alpha[:] = data["log_alpha"]
                 check_finite("temperature", agent.alpha)
                 agent.rng.bit_generator.state = about["rng"]
@@ -336,7 +339,7 @@ def check_finite(name, value):
 
 @contextmanager
 def environment(env):
-    """The gymnasium.Env that an id names, closed afterwards, or env itself.  ValueError if SAC cannot learn in it;
+    """The gymnasium.Env that an id names, closed afterwards, or env itself.  ValueError for spaces that are not flat Boxes;
     what gymnasium.make raises for an id it cannot make."""
     with gym.make(env) if isinstance(env, str) else nullcontext(env) as env:
         obs, action = env.observation_space, env.action_space

@@ -792,7 +792,7 @@ def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong():
     positive = "tau batch_size learning_rate final_learning_rate warmup alpha q_scale buffer_size".split()
     refuses(S.Settings, {}, "setting.*{}", **{name: NOT_POSITIVE for name in positive})
     refuses(S.Settings, {}, "setting.*{}", gamma=(-0.1, 1, nan), tau=[1.1], target_entropy=(nan, -inf))
-    refuses(S.Settings, {}, "setting.*{}", random_steps=(-1, 0.5), batch_size=[1.5])
+    refuses(S.Settings, {}, "setting.*{}", random_steps=(-1, 0.5), batch_size=[1.5], hidden=([0], [8, 2.5]))
     low = [-1, 1], [-inf, -1], [nan, 0], [-1e308, 0], [-1], [[-1], [-1]]
     refuses(partial(S.SAC, 2), dict(action_high=[1e308, 1]), "finite bounds low < high|shape", action_low=low)
     for low, high in ([-1, 0], [3, 9]), ([-1, -1], [3, 10]), ([-1], [3]):
@@ -983,7 +983,7 @@ def test_a_loaded_agent_acts_bitwise_as_before_and_what_save_did_not_write_is_re
             agent.save(file)
     assert file.read_bytes() == whole and [f.name for f in tmp_path.iterdir()] == ["agent.npz"]
     parts = [whole[:len(whole) * k // 10] for k in range(10)]
-    damages = (dict(about="{"), dict(about="{}"), dict(actor=data["actor"][1:]), dict(critic=nan * data["critic"]),
+    damages = (dict(about="{"), dict(about="{}"), dict(actor=data["actor"][:1]), dict(critic=nan * data["critic"]),
                dict(log_alpha=[800.0]), dict(a_pickle=np.array([print])))
     for damage in (b"a text", whole[:-1], *parts, *damages):
         file.write_bytes(damage) if isinstance(damage, bytes) else np.savez(file, **(data | damage))
