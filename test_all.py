@@ -113,11 +113,9 @@ def test_generator_keeps_mass_and_sign_and_rests_exactly_at_boltzmann_on_every_g
     assert np.allclose(L.fokker_planck_generator([1.0, 1.0], np.uint8(200), **BATH), [[-flat, flat], [flat, -flat]])
 
 def test_evolution_is_the_sum_over_modes_and_keeps_mass_and_sign_also_where_that_sum_fails():
-    """⟨x⟩ relaxes at the gap λ1, γ rescales time.  At kT = 0.05 Boltzmann is 1e-240 at x = 2.5, and a hop takes 5e8."""
-    times = np.array([0.0, 0.01, 0.3, 2.0, 20.0, 30.0])
-    p, (rates, sums) = L.fokker_planck_evolve(START, WELL, DX, KT, times), modes(WELL, DX, KT, START, times)
-    assert near(p, sums, 1e-10) and np.isclose(np.log(p[4] @ GRID / (p[5] @ GRID)) / 10, rates[1])
-    assert np.allclose(L.fokker_planck_evolve(START, WELL, DX, KT, times * GAMMA, GAMMA), p, rtol=1e-9, atol=1e-13)
+    """γ only rescales time.  At kT = 0.05 Boltzmann is 1e-240 at x = 2.5, and a hop takes 5e8."""
+    times = np.array([0.0, 0.01, 0.3, 2.0, 30.0])
+    assert near(L.fokker_planck_evolve(START, WELL, DX, KT, GAMMA * times, GAMMA), modes(WELL, DX, KT, START, times)[1], 1e-10)
     edge, one_well = (GRID == GRID[-1]) / DX, 2 * L.boltzmann_density(WELL, DX, 0.05) * (GRID > 0)
     cold = L.fokker_planck_evolve(edge, WELL, DX, 0.05, [*np.linspace(0, 1e-3, 51), 1e3])
     assert cold.min() >= 0 and near(cold.sum(axis=1) * DX, 1, 1e-12) and near(cold[-1], one_well, 1e-3)
@@ -213,11 +211,11 @@ def random_mdp(gamma=0.9, states=7, actions=3, n=2):                        # n 
 def test_a_die_with_mean_4_5_is_found_in_at_most_8_newton_steps_and_has_the_largest_entropy():
     """Eq. 4, 5 (Jaynes' die); 3.5 is the fair die, 2.5 the mirrored one, and renumbering the faces changes nothing."""
     die = lambda mean: M.max_entropy(FACES, [mean], 0.0, 8)[1]
-    p, line = die(4.5), np.c_[FACES**0, FACES]
+    p = die(4.5)
     assert near([die(mean) @ FACES - mean for mean in (3, 4.5, 5.5)], 0, 1e-12)
     assert near(die(3.5), 1 / 6, 1e-15) and near(die(2.5), p[::-1], 1e-12)
     assert near(M.max_entropy(1e6 * FACES + 1e9, [1e6 * 4.5 + 1e9], 0.0, 8)[1], p, 1e-8)
-    q = p + RNG(0).normal(size=(50, 6)) * 0.01 @ (np.eye(6) - line @ np.linalg.pinv(line))          # dice of mean 4.5
+    q = p + 0.01 * RNG(0).normal(size=(50, 4)) @ np.diff(np.eye(6), 2, axis=0)      # (1, −2, 1) on neighbours keeps the mean
     assert near(M.entropy(p) - M.entropy(q), kl(q, p), 1e-14) and kl(q, p).min() > 0, "so log p is linear in the faces: Eq. 5"
 
 def test_multipliers_of_a_gaussian_and_the_derivatives_of_log_Z_are_the_known_ones():
