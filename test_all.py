@@ -176,26 +176,25 @@ def test_simulated_first_passage_needs_the_brownian_bridge():
     tau = L.mean_first_passage_time(L.double_well, -1.0, 0.0, **BATH)
     assert off(first[0], tau) < 4 and first[1].mean() - tau > 4 * first[1].std() / np.sqrt(4000)
 
-log_p = lambda x, dt: L.path_log_probability(x, dt, L.double_well_gradient, **BATH)
-action = lambda x, dt, V2=L.double_well_curvature: L.onsager_machlup_action(x, dt, L.double_well_gradient, V2, **BATH)
-
-def falls_by(expected, error):                                              # mean |error| of 400 paths, from dt to dt/4
-    paths = lambda dt, n: L.simulate(np.full(400, -1.0), dt=dt, n_steps=n, record_every=1, method="euler_maruyama",
-                                     rng=RNG(12), **BATH, **FORCE).T
-    coarse, fine = (np.abs([error(x, dt) for x in paths(dt, n)]) for dt, n in ((0.02, 200), (0.005, 800)))
-    ratio, spread = coarse.mean() / fine.mean(), np.hypot(*(e.std() / e.mean() / 20 for e in (coarse, fine)))   # 20 = √400
-    assert abs(ratio / expected - 1) < 4 * spread, f"the error falls by {ratio:.3f} (± {spread:.1%}), not by {expected}"
-
 def test_onsager_machlup_action_is_minus_log_p_only_with_its_curvature_term_and_turns_by_dV_over_kT_with_time():
-    """Its error falls like √dt but stays put without V''/2γ; that of a reversal falls like dt."""
-    path = np.array([0.3, 0.5, -0.2, 0.4])
-    steps = [gaussian(y, x - 4 * x * (x * x - 1) / GAMMA * 0.1, 2 * D * 0.1) for x, y in zip(path, path[1:])]
-    assert np.isclose(log_p(path, 0.1), np.log(steps).sum(), rtol=1e-12)
-    minus_log_p = lambda x, dt: -log_p(x, dt) - np.log(4 * np.pi * D * dt) * (x.size - 1) / 2       # but for its prefactors
-    falls_by(2, lambda x, dt: action(x, dt) - minus_log_p(x, dt))
-    falls_by(1, lambda x, dt: action(x, dt, np.zeros_like) - minus_log_p(x, dt))
-    for cost in (action, minus_log_p):
-        falls_by(4, lambda x, dt: cost(x, dt) - cost(x[::-1], dt) - (L.double_well(x[-1]) - L.double_well(x[0])) / KT)
+    """On 400 paths its error falls like √dt, but stays put without V''/2γ.  In a spring any path is turned exactly."""
+    log_p, action = partial(L.path_log_probability, **BATH), partial(L.onsager_machlup_action, **BATH)
+    path, well = RNG(0).normal(size=9), L.double_well_gradient
+    steps = gaussian(path[1:], path[:-1] - 4 * path[:-1] * (path[:-1] ** 2 - 1) / GAMMA * DT, 2 * D * DT)
+    assert np.isclose(log_p(path, DT, well), np.log(steps).sum(), rtol=1e-12)
+
+    def errors(dt, curvature):                                              # of 400 paths up to t = 4
+        run = partial(L.simulate, np.full(400, -1.0), well, method="euler_maruyama", rng=RNG(12), **BATH)
+        paths = run(dt=dt, n_steps=round(4 / dt), record_every=1).T
+        prefactors = (len(paths[0]) - 1) * np.log(4 * np.pi * D * dt) / 2
+        return np.abs([action(x, dt, well, curvature) + log_p(x, dt, well) + prefactors for x in paths])
+
+    for curvature, ratio in ((L.double_well_curvature, 2), (np.zeros_like, 1)):
+        coarse, fine = errors(0.02, curvature), errors(0.005, curvature)
+        spread = np.hypot(coarse.std() / coarse.mean(), fine.std() / fine.mean()) / 20      # 20 = √400
+        assert abs(coarse.mean() / fine.mean() / ratio - 1) < 4 * spread
+    forth, back = (action(x, DT, lambda x: K * x, np.ones_like) for x in (path, path[::-1]))
+    assert np.isclose(forth - back, K * (path[-1] ** 2 - path[0] ** 2) / 2 / KT)
 
 # --- Maximum entropy, maximum caliber, soft Bellman, Boltzmann policy ------------------------------------------------
 
