@@ -3,7 +3,6 @@
 A test's name is a claim; C1 … C19 and Eq. 1 … 25 are the README's numbers. What is expected comes from an identity, a closed
 form, an independent slow computation or finite differences. Statistical bounds are four standard errors, with fixed seeds.
 """
-import copy
 import inspect
 import itertools
 import math
@@ -899,7 +898,7 @@ def test_actions_are_the_squashed_sample_scaled_to_asymmetric_bounds_and_never_b
     """tanh μ when deterministic, otherwise the sample of squashed_gaussian; −1, 0, 1 are low, middle, high."""
     agent, (obs, *_), _ = random_agent()
     mu, log_std, *_ = agent.policy(obs)
-    a, _ = S.squashed_gaussian(mu, log_std, copy.deepcopy(agent.rng).standard_normal(mu.shape))
+    a, _ = S.squashed_gaussian(mu, log_std, random_agent()[0].rng.standard_normal(mu.shape))
     assert near(agent.act(obs), [1, 5] + a * [2, 5], 1e-12) and agent.act(obs[0]).shape == (2,)
     assert near(agent.act(obs, deterministic=True), [1, 5] + np.tanh(mu) * [2, 5], 1e-12)
     assert agent.act(obs[:0]).shape == (0, 2), "no observations, no actions"
@@ -1104,7 +1103,7 @@ def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_a_trained_critic_
 
 def test_mean_torque_and_value_are_integrals_over_the_policy_of_the_smaller_critic():
     """Nine nodes beside 1601, on a policy with σ = 1/4 and a smooth Q; what is left is float32's rounding."""
-    agent, obs, noise = copy.deepcopy(AGENT), RNG(0).normal(size=(6, 3)).astype(np.float32), np.linspace(-8, 8, 1601)
+    agent, obs, noise = S.SAC(3, [-1], [1], SMALL), RNG(0).normal(size=(6, 3)).astype(np.float32), np.linspace(-8, 8, 1601)
     agent.actor.biases[-1][..., 1] -= 1.5                                   # log σ
     agent.critic.biases[-1][1] += 100                                       # the first critic is the smaller one
     mu, log_std, *_ = agent.policy(obs)
