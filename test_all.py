@@ -1158,8 +1158,8 @@ def test_figures_refuses_in_one_line(args, message):
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 def test_a_figure_is_made_without_a_display_and_nothing_else_is_left(tmp_path):
-    done = python("figures.py", "Boltzmann_Policy", "three_calibers", "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    done = python("-X", "importtime", "figures.py", "Boltzmann_Policy", "three_calibers", "--out", str(tmp_path))
+    assert done.returncode == 0 and "pyplot" not in done.stderr, "pyplot, which looks for a display, should not even be imported"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["Boltzmann_Policy.png", "three_calibers.png"]
 
 # --- Modules on their own, README ------------------------------------------------------------------------------------
