@@ -391,7 +391,7 @@ def test_the_soft_maximum_overestimates_more_than_the_hard_one_and_the_minimum_o
     C10: so does E_π[Q̂], π ∝ exp(Q̂/α), and for the smaller of two critics it is below half of that, for large α below 0."""
     alphas, n = np.array((0.1, 0.5, 1.0, 2.0, 10**0.8)), 200_000
     Q, other = RNG(1).normal(size=(2, n, 10))
-    Q -= Q.mean()                                                           # no estimate notices, but by a smaller error
+    Q -= Q.mean()                                                           # of mean 0 exactly: all means err less
     hard, soft = Q.max(axis=1).mean(), np.array([alpha * np.log(np.exp(Q / alpha).sum(axis=1)).mean() for alpha in alphas])
     average = lambda Q: np.array([np.average(Q, 1, np.exp(Q / alpha)).mean() for alpha in alphas])
     less, one, smaller = soft - alphas * np.log(10), average(Q), average(np.minimum(Q, other))
@@ -1025,12 +1025,14 @@ def test_a_wrong_call_or_bad_number_prints_one_line_exits_with_2_and_leaves_no_f
 
 def test_command_line_shows_progress_trains_evaluates_saves_and_loads(command, monkeypatch):
     """A clock that gains 50 s per look: 2 steps/s leave 35 s for 70, then 1.4.  The loaded agent is evaluated alike."""
+    _, log = S.train(Toy(5), n_steps=170)                                   # its first update is at step 51
     monkeypatch.setattr(S, "time", SimpleNamespace(monotonic=partial(next, itertools.count(1000, 50))))
     status, out, lines = command("--steps 170 --save agent.npz", Toy(5))
     shown = re.compile(r"step +(\d+)/170 +last return +(\S+) +α (\S+) +entropy +(\S+) +(\d+) steps/s +(\d+) s left ?")
-    table = [shown.fullmatch(line).group(1, 2, 5, 6) for line in lines]
-    assert table == [("100", "5.0", "2", "35"), ("170", "5.0", "1", "0")]
-    assert not status and out.startswith("mean return over 100 episodes from reset(seed=0..99): 5.0")
+    for line, n, *speed in zip(lines, (100, 170), ("2", "1"), ("35", "0"), strict=True):
+        alpha, entropy = f"{log['alpha'][n - 51]:.4f}", f"{log['entropy'][n - 51]:.2f}"
+        assert shown.fullmatch(line).groups() == (str(n), "5.0", alpha, entropy, *speed)
+    assert not status and out == "mean return over 100 episodes from reset(seed=0..99): 5.0 (standard deviation 0.0)\n"
     assert command("--load agent.npz", env := Toy(5)) == (None, out, []) and env.steps == 100 * 5
 
 def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypatch):
@@ -1053,7 +1055,7 @@ def test_benchmark_divides_the_time_of_an_update_by_that_of_its_matrix_products(
     for line in ("hidden (64, 64), batch 128: one update 2.000 ms, its matrix products 3.000 ms, ratio 0.67;",
                  "hidden (256, 256), batch 256: one update 4.000 ms, its matrix products 5.000 ms, ratio 0.80;"):
         assert line in out
-    assert "replay buffer 360,000 bytes per 10 000 steps" in out, "9 numbers of 4 bytes"
+    assert "networks 90,904 bytes, replay buffer 360,000 bytes" in out, "4 (4546 + 4·4545), as two critics have targets; 4·9·10 000"
     multiplications = 4 * (3 * 8 + 8 * 6 + 6 * 2) + 2 * (6 * (4 * 8 + 8 * 6) + 4 * 6)
     assert sum((x @ y).size * x.shape[-1] for x, y in S.bare_products(agent, 10)) == 10 * multiplications
 
