@@ -1163,10 +1163,15 @@ def test_figures_refuses_in_one_line(args, message):
     done = python("figures.py", *args)
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
-def test_a_figure_is_made_without_a_display_and_nothing_else_is_left(tmp_path):
-    done = python("-X", "importtime", "figures.py", "Boltzmann_Policy", "three_calibers", "--out", str(tmp_path))
+def test_a_figure_is_made_without_a_display_and_an_interrupted_one_leaves_only_the_old_files(tmp_path, monkeypatch):
+    words = ["figures.py", "Boltzmann_Policy", "three_calibers", "--out", str(tmp_path)]
+    files = lambda: {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    done = python("-X", "importtime", *words)
     assert done.returncode == 0 and "pyplot" not in done.stderr, "pyplot, which looks for a display, is imported"
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["Boltzmann_Policy.png", "three_calibers.png"]
+    whole = files()
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(F.Figure, "savefig", lambda figure, path: path.write_bytes(b"half") and ctrl_c())
+    assert F.main() == 130 and files() == whole and whole.keys() == {"Boltzmann_Policy.png", "three_calibers.png"}
 
 # --- Modules on their own, README ------------------------------------------------------------------------------------
 
