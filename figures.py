@@ -362,26 +362,21 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000):
 
 
 def states_to_show(agent, a):
-    """Of a grid of states the most even pair of broad peaks of Q(s, ·), and the highest broad single one, where the best
-    squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.  α: a quarter of the valley's depth or of the
-    peak's height (at SAC's own the policy has spikes).  a: nodes (A,) -> name, θ, velocity, α, Q and ∂Q/∂a (A,), μ, log σ."""
+    """Of a grid of states those whose Q(s, ·) has the deepest valley, and the highest peak above bounds and valleys, both
+    in units of α, where the best squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.  α: a quarter of
+    the range of Q(s, ·), so that π spans e⁴.  a: nodes (A,) -> name, θ, angular velocity, α, Q (A,), μ, log σ."""
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
-    slope, valley = np.gradient(Q, a, axis=1), Q.argmin(axis=1)
-    depth = np.array([min(q[:i + 1].max(), q[i:].max()) - q[i] for q, i in zip(Q, valley)])         # below the lower peak
-    height = Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1])                  # of a peak above the bounds
-    for name, quarter in (("two peaks", depth / 4), ("one peak", height / 4)):
-        alphas = np.maximum(quarter, 1e-3)
-        pi = maxent.boltzmann_policy(Q / alphas[:, None], 1.0)
-        steepness = np.sqrt(np.sum(pi * slope**2, axis=1)) / alphas         # of log π: low for broad peaks
-        left = np.cumsum(pi, axis=1)[np.arange(len(Q)), valley]             # share of the actions left of the valley
-        quality = np.minimum(left, 1 - left) if name == "two peaks" else height
-        for i in np.argsort(-quality / steepness):
+    left, right = (np.maximum.accumulate(side, axis=1) for side in (Q, Q[:, ::-1]))                 # highest so far
+    depth = (np.minimum(left, right[:, ::-1]) - Q).max(axis=1)              # of a valley, below the lower peak beside it
+    height, alphas = Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1]), np.ptp(Q, axis=1) / 4
+    for name, size in (("two peaks", depth), ("one peak", height - depth)):
+        for i in np.argsort(-size / alphas):
             mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alphas[i])
             if log_std < np.log(0.7):
                 break
-        yield name, *states[i], alphas[i], Q[i], slope[i], mu, log_std
+        yield name, *states[i], alphas[i], Q[i], mu, log_std
 
 
 def figure_action_langevin(options):
@@ -390,8 +385,8 @@ def figure_action_langevin(options):
     Which states, and which α: see states_to_show. Kinks: the other critic becomes the smaller."""
     agent, _ = trained(options.seeds, options.steps)[0]
     a, panels = np.linspace(-0.9999, 0.9999, 201), []                       # arctanh is finite
-    for *state, alpha, Q, slope, mu, log_std in states_to_show(agent, a):
-        sampled, _ = np.histogram(sample_actions(a, Q, slope, alpha), a[::5], density=True)
+    for *state, alpha, Q, mu, log_std in states_to_show(agent, a):
+        sampled, _ = np.histogram(sample_actions(a, Q, np.gradient(Q, a), alpha), a[::5], density=True)
         gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
         panels.append((*state, alpha, sampled, maxent.boltzmann_policy(Q, alpha) / (a[1] - a[0]), gauss))
 
