@@ -349,14 +349,12 @@ def best_squashed_gaussian(Q, alpha):
 def sample_actions(a, Q, dQ_da, alpha, n=5000):
     """Langevin dynamics of n actions at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds ±1.
     Q, dQ_da: values and slopes on nodes −1 < a < 1 (A,).  A step is 0.45 of the width α/|∂Q/∂a| on which exp(Q/α) changes,
-    with the root mean square of ∂Q/∂a under the policy.  Valleys of up to four α are crossed often enough; a deeper one
-    takes exp(depth/α), as for T = 0.1. A rare peak much steeper than that mean comes out too small: it needs a smaller dt."""
+    with the root mean square of ∂Q/∂a under the policy; a rare peak much steeper than that comes out too small.  Twenty
+    diffusion times 1/kT are enough for valleys of up to four α; a deeper one takes exp(depth/α), as for T = 0.1."""
     nodes, slopes = np.append(a, 2 - a), np.append(dQ_da, -dQ_da)           # beyond a bound its mirror image; period 4
     minus_gradient = lambda x: -np.interp(x, nodes, slopes, period=4)
     rng, dt = np.random.default_rng(0), 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ dQ_da**2)
-    x = rng.uniform(-1, 1, n)
-    for kT in (2 * alpha, alpha):                                           # first hot; each for ten diffusion times 1/kT
-        x = langevin.simulate(x, minus_gradient, kT=kT, dt=dt, n_steps=int(10 / kT / dt), rng=rng)
+    x = langevin.simulate(rng.uniform(-1, 1, n), minus_gradient, kT=alpha, dt=dt, n_steps=int(20 / alpha / dt), rng=rng)
     return 1 - np.abs((x + 1) % 4 - 2)                                      # folded back onto [−1, 1]
 
 
