@@ -54,10 +54,8 @@ def _gibbs(Q, alpha, log_base):
     Q_max = Q.max(-1, keepdims=True)
     gap = Q - Q_max                                                         # subtract before dividing: safe at Q/α = 1e14
     z = log_base + (gap / alpha if alpha else np.where(gap == 0, 0.0, -np.inf))             # α = 0: the best actions share
-    z_max = z.max(-1, keepdims=True)                                        # a second shift: log_base may be −1000
-    weights = np.exp(z - z_max)
-    total = weights.sum(-1, keepdims=True)
-    return Q_max[..., 0], (z_max + np.log(total))[..., 0], weights / total
+    log_Z = np.logaddexp.reduce(z, axis=-1, keepdims=True)
+    return Q_max[..., 0], log_Z[..., 0], np.exp(z - log_Z)
 
 
 def soft_value(Q, alpha, log_base=0.0):
