@@ -359,17 +359,20 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000):
 
 
 def states_to_show(agent, a):
-    """Of a grid of states those whose Q(s, ·) has the deepest valley, and the highest peak above bounds and valleys, both
-    in units of α, where the best squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.  α: a quarter of
-    the range of Q(s, ·), so that π spans e⁴.  a: nodes (A,) -> name, θ, angular velocity, α, Q (A,), μ, log σ."""
+    """Of a grid of states that with the deepest valley between two peaks of π in ten bins, and that with the highest single
+    peak above bounds and valleys, where the best squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.
+    α: a quarter of the range of Q(s, ·), so that π spans e⁴.  a: nodes (A,) -> name, θ, velocity, α, Q (A,), μ, log σ."""
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
-    left, right = (np.maximum.accumulate(side, axis=1) for side in (Q, Q[:, ::-1]))                 # highest so far
-    depth = (np.minimum(left, right[:, ::-1]) - Q).max(axis=1)              # of a valley, below the lower peak beside it
-    height, alphas = Q.max(axis=1) - np.maximum(Q[:, 0], Q[:, -1]), np.ptp(Q, axis=1) / 4
+    alphas = np.ptp(Q, axis=1) / 4
+    pi = maxent.boltzmann_policy(Q / alphas[:, None], 1.0)
+    bins = pi[:, :-1].reshape(len(Q), 10, -1).sum(axis=2)                   # in which a thin peak counts little
+    left, right = (np.maximum.accumulate(side, axis=1) for side in (bins, bins[:, ::-1]))           # highest so far
+    depth = (np.minimum(left, right[:, ::-1]) - bins).max(axis=1)           # of a valley, below the lower peak beside it
+    height = bins.max(axis=1) - np.maximum(bins[:, 0], bins[:, -1])
     for name, size in (("two peaks", depth), ("one peak", height - depth)):
-        for i in np.argsort(-size / alphas):
+        for i in np.argsort(-size):
             mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alphas[i])
             if log_std < np.log(0.7):
                 break
