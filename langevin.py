@@ -140,7 +140,7 @@ def fokker_planck_evolve(p0, V, dx, kT, times, gamma=1.0):
         squarings = int(q * interval).bit_length()
         qt = q * interval / 2**squarings                                    # below 1
         E = identity
-        for j in range(20, 0, -1):                                          # Σ_j (qt M)^j/j! by Horner; the rest is < 2e-20
+        for j in range(20, 0, -1):                                          # Σ_j (qt M)^j/j! by Horner; the rest is < 3e-20
             E = identity + (qt / j) * (M @ E)
         E /= E.sum(axis=0)                                                  # M's columns sum to 1, so E's to e^{qt}
         for _ in range(squarings):
@@ -172,8 +172,9 @@ def mean_first_passage_time(V, a, b, kT, gamma=1.0):
     """Mean time τ from a to first reach b > a, τ = 1/D ∫_a^b dy e^{V(y)/kT} ∫_{−∞}^y dz e^{−V(z)/kT}.
 
     V: a function of arrays, finite from a to b; left of a, +inf is a wall.  ValueError where too much of e^{−V/kT} lies
-    more than 1e11 (b − a) left of a, for then the mean may not exist; 2 kT log|x| is about the slowest growth.
-    The relative error is up to (h V'/kT)²/6 with h = (b − a)/20 000 or, left of a, (a − x)/4800.
+    more than 1e11 (b − a) left of a, for then the mean may not exist; 2 kT log|x| is about the slowest growth accepted.
+    For smooth V the relative error is up to (h V'/kT)²/6 with h = (b − a)/20 000 or, left of a, (a − x)/4800; a wall
+    is seen to within its cell of width h.
     Source: Gardiner, Handbook of Stochastic Methods, §5.2.7.
     """
     _check_positive(kT=kT, gamma=gamma)

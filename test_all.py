@@ -639,7 +639,7 @@ def test_default_settings_leave_little_regret_and_evaluation_is_repeatable_one_b
     """Eq. 9 on Pendulum-v1; no start changes another's return, and the figures' vectorised rollout is Gymnasium's."""
     agent, _ = pendulum
     returns = F.roll_out(agent, *F.held_out_starts())[:, 3].sum(axis=0)
-    assert -1 < (F.optimum() - returns).mean() < 15
+    assert (F.optimum() - returns).min() > -1 and (F.optimum() - returns).mean() < 15
     one_by_one = S.evaluate(agent, "Pendulum-v1", [7, 3, 5])
     assert near(one_by_one, returns[[7, 3, 5]], 0.01)
     assert np.array_equal(S.evaluate(agent, "Pendulum-v1", [5, 7]), one_by_one[[2, 0]])
@@ -667,7 +667,7 @@ def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendul
     for row, y, z, r in zip((axes[:3], axes[3:6]), F.mean_torque_and_value(agent, grid), exact, (r_torque, r_value)):
         learned, true, difference = (np.reshape(ax.collections[0].get_array(), (81, 101)).T.ravel() for ax in row)
         assert near((learned, true, difference), (y, z, y - z), 1e-9)
-        assert row[2].get_title().endswith(f"(correlation = {r:.2f})")
+        assert row[2].get_title().endswith(f"(r = {r:.2f} over states met)")
     theta, omega = axes[0].lines[0].get_data()
     assert near(omega**2 / 6, 5 * (1 - np.cos(theta)), 1e-9), "dashed: the energy of standing upright"
 
@@ -789,6 +789,8 @@ def test_wrong_calls_are_refused_before_work_starts_by_what_was_wrong():
     train("whole number above the 50 steps", n=(50, 60.5, inf, nan))
     spaces = gym.spaces.Discrete(3), Box(-1, 1, (2, 2)), Box(-1, 1, (1, 1))
     train("must be a flat Box", action_space=(*spaces, Box(-1, 1, (1,), int)), observation_space=spaces)
+    two = dict(obs=np.zeros((2, 3), "f4"), a=np.zeros((2, 1), "f4"))
+    refuses(AGENT.critic_loss, two, "{} must be of shape", y=(1.0, np.ones(1), np.ones((2, 1)), np.ones((2, 2))))
     refuses(AGENT.act, {}, "the observation must have 3 numbers", obs=(0, np.zeros(4), np.zeros((5, 2)), np.zeros((1, 1, 3))))
 
 # --- Numerics of the exact solutions ---------------------------------------------------------------------------------
@@ -1028,10 +1030,11 @@ def test_command_line_shows_progress_trains_evaluates_saves_and_loads(command, m
     monkeypatch.setattr(S, "time", SimpleNamespace(monotonic=partial(next, itertools.count(1000, 50))))
     status, out, lines = command("--steps 170 --save agent.npz", Toy(5))
     shown = re.compile(r"step +(\d+)/170 +last return +(\S+) +α (\S+) +entropy +(\S+) +(\d+) steps/s +(\d+) s left ?")
-    for line, n, *speed in zip(lines, (100, 170), ("2", "1"), ("35", "0"), strict=True):
+    for line, n, *speed in zip(lines, (100, 170), ("2", "1"), ("35", "0")):
         alpha, entropy = f"{log['alpha'][n - 51]:.4f}", f"{log['entropy'][n - 51]:.2f}"
         assert shown.fullmatch(line).groups() == (str(n), "5.0", alpha, entropy, *speed)
-    assert not status and out == "mean return over 100 episodes from reset(seed=0..99): 5.0 (standard deviation 0.0)\n"
+    assert len(lines) == 2 and not status
+    assert out == "mean return over 100 episodes from reset(seed=0..99): 5.0 (standard deviation 0.0)\n"
     assert command("--load agent.npz", env := Toy(5)) == (None, out, []) and env.steps == 100 * 5
 
 def test_interrupt_ends_training_with_what_was_learned_so_far(command, monkeypatch):
