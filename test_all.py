@@ -265,6 +265,9 @@ def test_three_readings_of_maximum_caliber_differ_in_a_stochastic_world():
     assert near(F.three_calibers(1.0), expected, 1e-12)
     for exact, odds in zip(expected, ((2 / 3, 1 / 2), (1 / 2, 0.1))):       # of the kept games at least 40 000 are risky
         assert near(F.lucky(1.0, *odds, generator, 10**6), exact, 4 * np.sqrt(0.25 / 40_000))
+    for ax, exact in zip(F.figure_three_calibers(None).axes, np.transpose(expected)):
+        *curves, uniform, dynamics = (np.interp(1.0, *line.get_data()) for line in ax.lines)    # dots: at least 2000 kept
+        assert near(curves, exact, 1e-3) and near((uniform, dynamics), exact[:2], 4 * np.sqrt(0.25 / 2000))
 
 def test_return_and_soft_value_are_sums_over_time_and_the_entropy_is_the_slope_of_the_optimum_in_alpha():
     """Eq. 9–12: F = −V = −R − αH with R and H discounted sums, here step by step; dV*/dα = H as for any free energy."""
@@ -1075,6 +1078,18 @@ def test_in_the_figure_of_fokker_planck_the_dots_follow_the_lines_and_the_free_e
     assert near(lowest, -0.5 * np.log(np.exp(-F.V / 0.5).sum() * F.DX), 1e-12)
     assert (np.diff(falling) < 0).all() and falling[-1] - lowest[0] < 1e-3
 
+def test_in_the_figure_of_the_boltzmann_policy_bars_titles_and_slope_are_those_of_its_formulas():
+    """Eq. 17, 24, by hand; the entropy as a slope is drawn where it was computed as a sum."""
+    *panels, last = F.figure_Boltzmann_Policy(None).axes
+    for ax, alpha in zip(panels, (0.1, 0.5, 1, 2, 5)):
+        pi = np.exp(Q5 / alpha) / np.exp(Q5 / alpha).sum()
+        H, V = -pi @ np.log(pi), alpha * np.log(np.exp(Q5 / alpha).sum())
+        assert near([bar.get_height() for bar in ax.patches], pi, 1e-12)
+        assert ax.get_title() == f"α = {alpha:g}\nH = {H:.2f}   E[Q] = {pi @ Q5:.2f}   V = {V:.2f}"
+    (x, mean), (_, H), (dots, slopes) = (line.get_data() for line in last.lines)
+    assert near(mean + x * H, x * np.log(np.exp(Q5 / x[:, None]).sum(axis=1)), 1e-12)
+    assert near(slopes, np.interp(dots, x, H), 1e-3)
+
 def test_in_the_figure_of_two_clocks_simulation_meets_the_spectral_gap_and_cold_theories_meet_each_other():
     """C1.  The mean at τ/2 and τ gives τ to √(e² − e)/100/½ = 4.3 %: 10 000 particles near ±1, with that correlation.
     At T = 0.1 the grid (dx = 0.05) shifts the gap by < 1 %, and Kramers errs by O(T)."""
@@ -1228,6 +1243,9 @@ def test_what_is_quoted_and_not_tested_says_so_and_names_its_source():
 def test_the_line_counts_in_the_readme_are_right():
     counts = {row[0].strip("`"): int(row[1]) for row in ROWS if row[0].endswith(".py`")}
     assert counts == {f"{name}.py": text.count("\n") for name, text in CODE.items()}
+    part_1 = CODE["test_all"].split("# === Part 2")[0].rstrip().count("\n") + 1
+    command_line = CODE["sac_numpy"].split("# --- Command line")[1].count("\n")
+    assert f"part 1 (the first {part_1} lines)" in README and f"the last {command_line} lines are the command line" in README
 
 def test_the_code_in_the_readme_runs(tmp_path):
     block, = re.findall(r"```python\n(.*?)```", README, re.S)
