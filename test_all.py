@@ -617,7 +617,7 @@ def total_return(policy, theta, omega, total=0.0):
     return total
 
 def test_the_best_possible_mean_return_is_minus_133_and_pumping_random_or_no_torque_stay_below():
-    """C11, starts of reset(seed=0..99).  Pumping ends with a linear regulator; of two steps all are tried."""
+    """C11, starts of reset(seed=0..99).  Pumping ends with a linear regulator; of three steps all are tried."""
     def pump(theta, omega):
         energy, x = omega**2 / 6 + 5 * (np.cos(theta) - 1), (theta + np.pi) % (2 * np.pi) - np.pi + omega / np.sqrt(15)
         return np.clip(np.where(np.abs(x) < 0.25, -20 * x, -2 * np.sign(omega * energy)), -2, 2)       # close to LQR
@@ -628,9 +628,11 @@ def test_the_best_possible_mean_return_is_minus_133_and_pumping_random_or_no_tor
     assert abs(best + 133) < 0.7
     assert best > max(total_return(policy, theta, omega).mean() for policy in (pump, zero, random))
     assert off(total_return(random, *draw.uniform((-np.pi, -1), (np.pi, 1), (4000, 2)).T), -1226) < 4       # not −1500
-    *after, reward = M.pendulum_step(theta[:, None], omega[:, None], np.linspace(-2, 2, 401))
-    loss = (reward + M.pendulum_step(*after, 0.0)[2]).max(1) - M.pendulum_optimal_return(theta, omega, 101, 101, 6, 2)
-    assert loss.min() > -1e-12 and loss.max() < 1e-3, "of two steps, trying all torques must find nothing better"
+    *once, r1 = M.pendulum_step(theta[:, None, None], omega[:, None, None], np.linspace(-2, 2, 81)[:, None])
+    *twice, r2 = M.pendulum_step(*once, np.linspace(-2, 2, 81))
+    tried = (r1 + r2 + M.pendulum_step(*twice, 0.0)[2]).max(axis=(1, 2))    # a last torque only costs
+    loss = tried - M.pendulum_optimal_return(theta, omega, 101, 101, 6, 3)
+    assert loss.min() > -1e-12 and loss.max() < 1e-3, "of three steps, trying all torques must find nothing better"
     assert near(M.pendulum_optimal_return([0.0], [0.0], 5, 5, 5, 1), 0, 1e-12)
 
 @pytest.fixture(scope="module")
@@ -1110,9 +1112,9 @@ def test_in_the_figure_of_actions_langevin_fills_both_peaks_of_a_trained_critic_
         Q = pendulum[0].critic.forward(np.column_stack((obs, a)).astype(np.float32))[0][..., 0].min(axis=0)
         assert abs(np.polyfit(Q, np.log(pi), 1)[0] * alpha - 1) < 0.05 and np.corrcoef(Q, np.log(pi))[0, 1] > 1 - 1e-9
         assert near(np.log(pi.max() / pi.min()), 4, 1e-6), "α is a quarter of the range of Q"
-        valley = max(min(pi[:i + 1].max(), pi[i:].max()) / pi[i] for i in range(a.size))    # 1 if there is none
-        two, mode = "two" in ax.get_title(), gauss.argmax()
-        assert valley > np.exp(2.5) if two else valley < np.e and pi.max() > np.exp(2.5) * max(pi[0], pi[-1])
+        valley = max(min(pi[:i + 1].max(), pi[i:].max()) - pi[i] for i in range(a.size))    # how deep, below both its peaks
+        one, mode = max(valley, pi[0], pi[-1]) < 0.15 * pi.max(), gauss.argmax()
+        assert valley > 0.2 * pi.max() if "two" in ax.get_title() else one
         assert (np.diff(gauss[:mode + 1]) >= 0).all() and (np.diff(gauss[mode:]) <= 0).all(), "the Gaussian has one peak"
         u, seen = np.arctanh(a), gauss > 1e-99
         c, b, rest = np.polyfit(u[seen], np.log((gauss * (1 - a * a))[seen]), 2)            # −1/2σ², μ/σ²
