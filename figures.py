@@ -197,7 +197,7 @@ def held_out_starts():
 
 @functools.cache
 def optimum():
-    """Return (100,) of the exact optimum from each held-out start, 0.2 too low on average because its grid is finite."""
+    """The best return (100,) found from each held-out start, 0.2 below the optimum on average because its grid is finite."""
     return maxent.pendulum_optimal_return(*held_out_starts())
 
 
@@ -254,7 +254,7 @@ def bootstrap_band(x, n=2000):
 
 
 def figure_RL_training_log(options):
-    """SAC comes within a few units of the exact optimum of Pendulum-v1, in every seed; regret shows it, losses do not.
+    """SAC comes within a few units of the optimum of Pendulum-v1, in every seed; regret shows it, losses do not.
     Deterministic policy, from the same 100 starts as the optimum. Thin: each seed (below: means of 50 updates)."""
     agents, logs = zip(*trained(options.seeds, options.steps))
     returns, best = np.array([log["evaluations"].mean(axis=1) for log in logs]), optimum().mean()
@@ -271,7 +271,7 @@ def figure_RL_training_log(options):
         ax.plot(steps, values.T, color=BLUE, lw=0.7, alpha=0.5)[0].set_label("each seed")
         curves(ax, steps, [interquartile_mean(values)], ("interquartile mean", BLUE, "-"))
         ax.fill_between(steps, *bootstrap_band(values), color=BLUE, alpha=0.25, lw=0, label="its 95 % bootstrap band")
-    curve.axhline(best, color=BLACK, ls="--", label=f"exact optimum, {best:.1f}")
+    curve.axhline(best, color=BLACK, ls="--", label=f"optimum, {best:.1f}")
     curve.axhspan(-300, -150, color=ORANGE, alpha=0.15, lw=0, label="the chapter's “well trained”")
     for key, name, color in (("entropy", "entropy of π", GREEN), ("actor_loss", "actor loss, ≈ −V", BLUE),
                              ("critic_loss", "critic losses, summed (reward²)", PINK), ("alpha", "temperature α", ORANGE)):
@@ -361,7 +361,7 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000):
 def states_to_show(agent, a):
     """Of a grid of states that with the deepest valley between two peaks of π in ten bins, and that with the highest single
     peak above bounds and valleys, where the best squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.
-    α: a quarter of the range of Q(s, ·), so that π spans e⁴.  a: nodes (A,) -> name, θ, velocity, α, Q (A,), μ, log σ."""
+    α: a quarter of the range of Q(s, ·), so that π spans e⁴.  a: 10 k + 1 nodes (A,) -> name, θ, velocity, α, Q (A,), μ, log σ."""
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)

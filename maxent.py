@@ -54,8 +54,10 @@ def _gibbs(Q, alpha, log_base):
     Q_max = Q.max(-1, keepdims=True)
     gap = Q - Q_max                                                         # subtract before dividing: safe at Q/α = 1e14
     z = log_base + (gap / alpha if alpha else np.where(gap == 0, 0.0, -np.inf))             # α = 0: the best actions share
-    log_Z = np.logaddexp.reduce(z, axis=-1, keepdims=True)
-    return Q_max[..., 0], log_Z[..., 0], np.exp(z - log_Z)
+    z_max = z.max(-1, keepdims=True)                                        # a second shift: log_base may be −1000
+    weights = np.exp(z - z_max)
+    total = weights.sum(-1, keepdims=True)
+    return Q_max[..., 0], (z_max + np.log(total))[..., 0], weights / total
 
 
 def soft_value(Q, alpha, log_base=0.0):
@@ -301,7 +303,7 @@ def pendulum_mdp(n_theta=101, n_theta_dot=81, n_a=33, gamma=0.99, spacing="tanh"
 
 
 def pendulum_optimal_return(thetas, theta_dots, n_theta=401, n_theta_dot=301, n_torque=5, n_steps=200):
-    """The best return of n_steps steps that was found from each start.  (N,), (N,) -> (N,).
+    """The best return of n_steps ≥ 1 steps that was found from each start.  (N,), (N,) -> (N,).
 
     Backward induction on the grid (Eq. 14 with γ = 1 and the hard maximum), then on the true dynamics each of n_torque
     torques first and greedy steps, from 81 torques, after it; the best one counts.  So each number is a return that was
