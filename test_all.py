@@ -678,10 +678,10 @@ def test_sac_has_learned_the_physics_where_it_went_and_the_figure_says_so(pendul
 
 TWO_PEAKS = lambda a: -(((a / 0.6) ** 2 - 1) ** 2)
 
-@pytest.mark.parametrize("alpha, peaks, tilt", ((0.3, 1, 0.15), (0.5, 0.3, 1.5)))
+@pytest.mark.parametrize("alpha, peaks, tilt", ((0.25, 1, 0.25), (0.5, 0.3, 1.5)))
 def test_langevin_in_action_space_samples_the_boltzmann_policy(alpha, peaks, tilt):
-    """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α.  Two unequal peaks; and a slope
-    that presses the actions against a bound, where they must be reflected."""
+    """C5: the bridge of the chapter is a = an action at a fixed state, with V = −Q and kT = α.  Two unequal peaks with a valley
+    of 3.4 α; and a slope that presses the actions against a bound, where they must be reflected."""
     a = np.linspace(-0.9999, 0.9999, 2001)
     Q, dQ_da = peaks * TWO_PEAKS(a) + tilt * a, -4 * peaks * a / 0.36 * (a**2 / 0.36 - 1) + tilt
     x = F.sample_actions(a, Q, dQ_da, alpha, n=6000)
