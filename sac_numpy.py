@@ -461,10 +461,11 @@ def benchmark():
 
 
 def progress_line(n_steps):
-    """A progress callback: one line, renewed every 100 steps: step, last return, α, entropy, steps per second, time left."""
+    """A progress callback that keeps one line up to date: step, last return, α, entropy, steps per second, time left."""
     seen = [0, time.monotonic()]                                            # step and time of the line before
 
     def show(step, agent, log):
+        """Renew the line, every 100 steps."""
         if step % 100 == 0 or step == n_steps:
             now = time.monotonic()
             rate, seen[:] = (step - seen[0]) / max(now - seen[1], 1e-9), (step, now)
