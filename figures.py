@@ -361,7 +361,7 @@ def sample_actions(a, Q, dQ_da, alpha, n=5000):
 def states_to_show(agent, a):
     """Of a grid of states that with the deepest valley between two peaks of π in ten bins, and that with the highest single
     peak above bounds and valleys, where the best squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.
-    α: a quarter of the range of Q(s, ·), so that π spans e⁴.  a: 10 k + 1 nodes (A,) -> name, θ, velocity, α, Q (A,), μ, log σ."""
+    α: a quarter of the range of Q(s, ·): π spans e⁴.  a: 10k + 1 nodes (A,) -> name, θ, velocity, α, Q (A,), μ, log σ."""
     states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
     inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
     Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
