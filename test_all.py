@@ -413,6 +413,7 @@ def test_a_critic_that_judges_its_own_choice_is_biased_up_and_the_smaller_of_two
     bias = lambda picks, judges: np.sum(M.boltzmann_policy(Q + picks, 1.0) * judges, axis=1)
     own, judged, both = bias(one, one), bias(one, smaller), bias(smaller, smaller)
     greedy = smaller[np.arange(200_000), one.argmax(axis=1)]
+    assert off(own + np.sum(M.boltzmann_policy(Q + one, 1.0) ** 2, axis=1), 1) < 4, "Stein: E[Σ π_i ε_i] = E[Σ ∂π_i/∂ε_i]"
     for positive in (own, -judged, judged + own / 3, -both, both + own / 10, -greedy):
         assert off(positive, 0) > 4 and positive.mean() > 0
 
