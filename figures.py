@@ -1,504 +1,778 @@
-"""The figures, in the chapter's order: `python figures.py` makes all of them under plots/, `python figures.py NAME` one.
+"""Every figure, in the chapter's order.  `python figures.py` makes all of them in plots/.
 
-Each figure_… function asks the modules for numbers, then draws; its docstring is the caption and states the claim.
-What was simulated is drawn beside its theory, in the colours of Okabe and Ito."""
+`python figures.py NAME …` makes those named.  Each figure_… function asks the modules for numbers,
+then draws them: theory beside simulation.  Its docstring is the caption.  Where the chapter's text
+names a colour, it is that one.
+"""
 import argparse
 import functools
-import multiprocessing
+import itertools
 import os
-import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
-import sac_numpy                                  # first: it sets the number of BLAS threads before numpy is imported
+os.environ["MPLBACKEND"] = "agg"                        # files need no display
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # two seeds train side by side
+
 import gymnasium as gym
+import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.animation import FuncAnimation, PillowWriter
-from matplotlib.figure import Figure
 
 import langevin
 import maxent
+import sac_numpy
 
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-SKY, PINK, GREY, BLACK = "#56B4E9", "#CC79A7", "#777777", "#000000"
-STYLE = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-         "axes.titlesize": 11, "axes.xmargin": 0, "legend.frameon": False, "legend.fontsize": 9, "savefig.dpi": 130}
-
-
-def sheet(size, title, *shape, **options):
-    """A figure outside pyplot, so that no display is needed, and its axes."""
-    fig = Figure(figsize=size, layout="constrained")
-    fig.suptitle(title)
-    return fig, fig.subplots(*shape, **options)
+BLUE, RED, GREEN, PURPLE = "#3B6FB6", "#D62728", "#2E7D32", "#7B1FA2"
+DARK_BLUE, SKY, ORANGE, GREY, BLACK = "#00008B", "#9DC3E6", "#E69F00", "#777777", "#000000"
+STYLE = {"font.size": 12, "axes.titlesize": 12, "figure.titlesize": 14, "legend.fontsize": 11,
+         "legend.frameon": False, "axes.spines.top": False, "axes.spines.right": False,
+         "lines.linewidth": 2.2, "axes.xmargin": 0, "savefig.dpi": 130,
+         "figure.constrained_layout.use": True}
 
 
-def curves(ax, x, rows, *looks):
-    """Draw each row of rows (K, n) over x (n,) with its look (name, colour, line style)."""
-    for y, (name, color, ls) in zip(rows, looks):
-        ax.plot(x, y, color=color, ls=ls, lw=2.2, label=name)
+# --- Langevin dynamics, Boltzmann, Fokker–Planck --------------------------------------------------
 
-
-def explain(ax, title, xlabel, ylabel, loc="best", ncols=1, **limits):
-    """Title, axes and legend."""
-    ax.set(title=title, xlabel=xlabel, ylabel=ylabel, **limits)
-    ax.legend(loc=loc, ncols=ncols)
-
-
-# --- Physics ----------------------------------------------------------------------------------------------------------
-
-EDGES = np.linspace(-2.6, 2.6, 105)
-X, DX = (EDGES[1:] + EDGES[:-1]) / 2, EDGES[1] - EDGES[0]
+CELLS = np.linspace(-2.6, 2.6, 209)                     # 208 cells, with a node in each
+X = (CELLS[1:] + CELLS[:-1]) / 2
+DX = X[1] - X[0]
 V = langevin.double_well(X)
-simulate_wells = functools.partial(langevin.simulate, grad_V=langevin.double_well_gradient)
+BINS = CELLS[::2]                                       # two cells to a bin
+
+
+def histogram(x, weights=None):
+    """Density of the particles x in each bin.  x (N,) -> (104,)."""
+    return np.histogram(x, BINS, density=True, weights=weights)[0]
+
+
+def binned(p):
+    """The mean of a density in each bin.  p (208,) -> (104,)."""
+    return p.reshape(-1, 2).mean(axis=1)
+
+
+def distance(p, q):
+    """Total variation between two densities on the bins: half the area between them."""
+    return np.abs(p - q).sum() * (BINS[1] - BINS[0]) / 2
+
+
+def ensemble_and_one_run(kT, rng):
+    """Histograms (104,) of 20 000 particles that start evenly over both wells, and of one long run.
+
+    The ensemble is shown at t = 5.  The run starts at 0.5, takes 50 000 steps and drops the first
+    10 000, as in the chapter.
+    """
+    well = {"grad_V": langevin.double_well_gradient, "kT": kT, "dt": 0.01, "rng": rng,
+            "method": "leimkuhler_matthews"}
+    ensemble = langevin.simulate(rng.uniform(-2, 2, 20_000), n_steps=500, **well)
+    run = langevin.simulate(np.array([0.5]), n_steps=50_000, record_every=10, **well)
+    return histogram(ensemble), histogram(run[1000:, 0])
 
 
 def figure_langevin_dynamics_temperature_controls(options):
-    """An ensemble that starts evenly over both wells matches Boltzmann; one run at T = 0.1 never leaves its well.
-    Ensemble: 20 000 particles, t = 5; up to T = 0.5 that is too short for the wells to mix, and the start made them even.
-    Run: every tenth step from 10 010 to 50 000. Error: total variation, half the area between."""
-    rng, panels, well = np.random.default_rng(0), [], np.where(V < 2.2, 0.4 * V, np.nan)
-    for kT in (0.1, 0.5, 1.0, 2.0):
-        many = simulate_wells(rng.uniform(-2, 2, 20_000), kT=kT, dt=0.01, n_steps=500, rng=rng)
-        one = simulate_wells([0.5], kT=kT, dt=0.01, n_steps=50_000, rng=rng, record_every=10)[1000:, 0]
-        panels.append((kT, langevin.boltzmann_density(V, DX, kT),
-                       *(np.histogram(x, EDGES, density=True)[0] for x in (many, one))))
+    """An ensemble that starts evenly matches Boltzmann; one run at T = 0.1 stays in its well.
 
-    fig, axes = sheet((10, 7), "An ensemble that starts evenly matches Boltzmann; one run at T = 0.1 stays in its well", 2, 2)
-    for ax, (kT, exact, many, one) in zip(axes.flat, panels):
-        top, error = max(exact.max(), one.max()), lambda p: np.abs(p - exact).sum() * DX / 2
-        ax.stairs(many, EDGES, fill=True, color=SKY, label=f"ensemble: error {error(many):.2f}")
-        ax.stairs(one, EDGES, color=RED, lw=1.4, label=f"one run: error {error(one):.2f}")
-        curves(ax, X, (exact, top * well), ("Boltzmann, Eq. 2", BLACK, "-"), ("V (scaled)", GREY, ":"))
-        explain(ax, f"T = {kT:g}", "position x", "density", "upper center", 2, xlim=(-2, 2), ylim=(0, 1.5 * top))
+    Up to T = 0.5, t = 5 is too short for the wells to mix: there the even start is what helps.
+    """
+    rng = np.random.default_rng(0)
+    fig, axes = plt.subplots(2, 2, figsize=(8, 7))
+    fig.suptitle("Many particles match Boltzmann; one cold particle is trapped")
+    for ax, kT in zip(axes.flat, (0.1, 0.5, 1.0, 2.0)):
+        boltzmann = langevin.boltzmann_density(V, DX, kT)
+        ensemble, run = ensemble_and_one_run(kT, rng)
+        away = [distance(p, binned(boltzmann)) for p in (ensemble, run)]
+
+        top = max(run.max(), boltzmann.max())
+        ax.stairs(ensemble, BINS, fill=True, color=BLUE, alpha=0.6, label="20 000 particles")
+        ax.stairs(run, BINS, color=ORANGE, lw=2, label="one particle, 40 000 steps")
+        ax.plot(X, boltzmann, color=RED, label="Boltzmann, Eq. 2")
+        ax.plot(X, top * 0.4 * V, color=GREY, ls=":", label="potential V (scaled)")
+        ax.set(title=f"T = {kT:g}   distance: many {away[0]:.2f}, one {away[1]:.2f}",
+               xlim=(-2, 2), ylim=(0, 1.08 * top), xlabel="position x", ylabel="density")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
 def figure_fokker_planck(options):
-    """The density of Eq. 3 and an ensemble that obeys Eq. 1 stay together, while the free energy falls to −kT log Z.
-    Double well, kT = 0.5, from N(1, 0.15²); 10 000 particles, Euler–Maruyama, dt = 1/256."""
-    kT, dt, rng, times = 0.5, 1 / 256, np.random.default_rng(0), 4.0 ** np.linspace(-3, 2, 31)
-    p0 = np.exp(-((X - 1) ** 2) / (2 * 0.15**2))
-    densities = langevin.fokker_planck_evolve(p0 / (p0.sum() * DX), V, DX, kT, times)
-    F, F_rest = [langevin.free_energy(p, V, DX, kT) for p in densities], -kT * np.log(np.sum(np.exp(-V / kT)) * DX)
-    shown, particles, x = slice(6, None, 6), [], rng.normal(1, 0.15, 10_000)
-    for n_steps in np.diff(np.round(times[shown] / dt).astype(int), prepend=0):
-        x = simulate_wells(x, kT=kT, dt=dt, n_steps=n_steps, rng=rng, method="euler_maruyama")
-        particles.append((p := np.histogram(x, EDGES, density=True)[0], langevin.free_energy(p, V, DX, kT)))
+    """The density of Eq. 3 and 20 000 particles that obey Eq. 1 relax together, while F falls.
 
-    fig, (left, right) = sheet((10, 4.3), "Fokker–Planck (lines) and 10 000 particles (dots) relax together", 1, 2)
-    for t, exact, (p, F_p), color in zip(times[shown], densities[shown], particles, (RED, ORANGE, GREEN, SKY, BLUE)):
-        curves(left, X, [exact], (f"t = {t:g}", color, "-"))
-        left.plot(X, p, "o", color=color, ms=3)
-        right.plot(t, F_p, "o", color=color, ms=8, clip_on=False)
-    curves(left, X, [langevin.boltzmann_density(V, DX, kT)], ("Boltzmann, Eq. 2", BLACK, ":"))
-    curves(right, times, [F, 0 * times + F_rest], ("free energy F[p]", GREY, "-"), ("−kT log Z", BLACK, ":"))
-    explain(left, "density p(x, t), Eq. 3", "position x", "probability density", xlim=(-2, 2))
-    explain(right, "the free energy never rises", "time t", "free energy", xscale="log")
+    Double well, kT = 0.5, from a normal distribution at 1.  Euler–Maruyama with dt = 1/256.
+    """
+    kT, dt = 0.5, 1 / 256
+    rng = np.random.default_rng(0)
+    shown = [0, 1 / 16, 1 / 4, 1, 4, 16]
+    p0 = np.exp(-((X - 1) ** 2) / (2 * 0.15**2))
+    p0 = p0 / (p0.sum() * DX)
+    densities = langevin.fokker_planck_evolve(p0, V, DX, kT, shown)
+    x = rng.normal(1, 0.15, (1, 20_000))
+    later = langevin.simulate(x[0], langevin.double_well_gradient, kT=kT, dt=dt, rng=rng,
+                              n_steps=16 * 256, record_every=16)
+    particles = np.concatenate((x, later))[[round(t * 16) for t in shown]]
+    times = np.geomspace(1 / 64, 16, 31)
+    falling = [langevin.free_energy(p, V, DX, kT)
+               for p in langevin.fokker_planck_evolve(p0, V, DX, kT, times)]
+    lowest = -kT * np.log(np.sum(np.exp(-V / kT)) * DX)
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 4.5))
+    fig.suptitle("Fokker–Planck (lines) and 20 000 particles (dots) relax together")
+    middle = (BINS[1:] + BINS[:-1]) / 2
+    colors = plt.cm.viridis_r(np.linspace(0.1, 1, len(shown)))
+    for t, p, x, color in zip(shown, densities, particles, colors):
+        left.plot(X, p, color=color, label=f"t = {t:g}")
+        left.plot(middle, histogram(x), "o", color=color, ms=3)
+        if t > 0:
+            F = langevin.free_energy(histogram(x), binned(V), BINS[1] - BINS[0], kT)
+            right.plot(t, F, "o", color=color, ms=9, clip_on=False)
+    left.plot(X, langevin.boltzmann_density(V, DX, kT), color=RED, ls=":", label="Boltzmann")
+    left.set(title="density p(x, t)", xlabel="position x", xlim=(-1.7, 1.7))
+    left.legend()
+    right.plot(times, falling, color=GREY, label="F[p] of Eq. 3", zorder=0)
+    right.axhline(lowest, color=RED, ls=":", label="−kT log Z")
+    right.set(title="free energy F: it never rises", xlabel="time t", xscale="log")
+    right.legend()
     return fig
+
+
+def relaxation_of_particles(kT, guess, rng):
+    """Relaxation time of the mean of 10 000 particles between half a guess and a guess of it."""
+    half = round(guess / 2 / 0.02)
+    x = langevin.simulate(np.ones(10_000), langevin.double_well_gradient, kT=kT, dt=0.02, rng=rng,
+                          n_steps=2 * half, record_every=half, method="leimkuhler_matthews")
+    early, late = x.mean(axis=1)
+    return 0.02 * half / np.log(early / late)
 
 
 def figure_two_clocks(options):
-    """Inside a well the particle relaxes at once, between the wells in a time ∝ exp(1/T): why T = 0.1 is trapped."""
-    inverse_T, rng, theory, simulated = np.linspace(0.5, 10, 39), np.random.default_rng(0), [], []
-    for kT in 1 / inverse_T:
-        rates = np.sort(-np.linalg.eigvals(langevin.fokker_planck_generator(V, DX, kT)).real)       # the first is 0: rest
-        theory.append((1 / rates[1],
-                       langevin.mean_first_passage_time(langevin.double_well, -1.0, 1.0, kT) / 2,
-                       0.5 / langevin.kramers_rate(8, -4, 1, kT), 1 / 8))
-    for kT in (1.0, 0.5, 1 / 3, 0.25, 0.2):
-        half = round(np.interp(1 / kT, inverse_T, np.array(theory)[:, 0]) / 2 / 0.02)
-        x = simulate_wells(np.ones(10_000), kT=kT, dt=0.02, n_steps=2 * half, rng=rng, record_every=half)
-        early, late = x.mean(axis=1)                                        # about half a relaxation time apart
-        simulated.append((1 / kT, 0.02 * half / np.log(early / late)))
+    """Why T = 0.1 is trapped: in a well particles relax at once, between wells in ∝ exp(1/T).
 
-    fig, ax = sheet((9, 5), "Two clocks: inside a well relaxation is fast, between the wells it takes a time ∝ exp(1/T)")
-    curves(ax, inverse_T, np.transpose(theory), ("between wells: 1/(spectral gap of Eq. 3)", BLUE, "-"),
-           ("half the first-passage time −1 → 1 (hops go both ways)", ORANGE, "--"), ("1/(2 × Kramers' rate)", GREEN, ":"),
-           ("inside a well, as T → 0: 1/V'' = 1/8", PINK, "-"))
-    ax.plot(*np.transpose(simulated), "o", color=BLACK, label="10 000 particles (standard error 4 %)")
-    ax.axhspan(500, 5e4, color=RED, alpha=0.12, lw=0, label="longer than 50 000 steps of 0.01: trapped")
-    ax.secondary_xaxis("top").set_xticks((0.5, 1, 2, 10), ("T = 2", "1", "0.5", "T = 0.1"))
-    explain(ax, None, "1/T", "relaxation time", (0.5, 0.14), yscale="log", xlim=(0.3, 10.2), ylim=(0.06, 5e4))
+    Line: 1/(smallest rate of Eq. 3).  Dots: 10 000 particles, with a standard error of 4 %.
+    """
+    rng = np.random.default_rng(0)
+    inverse_T = np.linspace(0.5, 10, 39)
+    exact = [1 / langevin.relaxation_rates(V, DX, 1 / b)[1] for b in inverse_T]
+    kramers = [1 / (2 * langevin.kramers_rate(8, -4, 1, 1 / b)) for b in inverse_T]
+    dots = (1, 2, 3, 4, 5)
+    simulated = [relaxation_of_particles(1 / b, np.interp(b, inverse_T, exact), rng) for b in dots]
+
+    fig, ax = plt.subplots(figsize=(8, 5))
+    fig.suptitle("Two clocks: fast inside a well, slow between the wells")
+    ax.axhspan(500, 5e4, color=ORANGE, alpha=0.2, lw=0)
+    ax.text(0.7, 9000, "longer than 50 000 steps:\none run is trapped", color="#8A5A00")
+    ax.plot(inverse_T, exact, color=RED)
+    ax.text(5.6, 40, "between wells, from Eq. 3", color=RED, rotation=28)
+    ax.plot(inverse_T, kramers, color=BLACK, ls=":", lw=1.8)
+    ax.text(6.2, 11, "dotted: Kramers, ∝ exp(1/T)", color=BLACK)
+    ax.plot(dots, simulated, "o", color=BLUE, ms=9)
+    ax.text(1.1, 0.5, "10 000 particles", color=BLUE)
+    ax.axhline(1 / 8, color=GREEN)
+    ax.text(6.2, 0.16, "inside a well: 1/V'' = 1/8", color=GREEN)
+    temperatures = (2, 1, 0.5, 0.25, 0.15, 0.1)
+    ax.set(yscale="log", xlim=(0.3, 10.2), ylim=(0.05, 5e4), ylabel="relaxation time",
+           xlabel="temperature T (the axis is linear in 1/T)",
+           xticks=[1 / T for T in temperatures], xticklabels=[f"{T:g}" for T in temperatures])
     return fig
 
 
-# --- Maximum caliber and the Boltzmann policy -------------------------------------------------------------------------
+# --- Maximum caliber ------------------------------------------------------------------------------
 
 def three_calibers(alpha):
-    """P(risky) and the believed P(win | risky) under three readings of Eq. 8; risky pays 4 with chance 0.1, safe 1.
-    Rows: uniform base measure over paths; that of the true dynamics; causal (Eq. 14–17, the dynamics held fixed)."""
-    returns, log_p = np.array([1.0, 4.0, 0.0]), np.log([1.0, 0.1, 0.9])     # the paths: safe; risky and won; risky and lost
-    laws = (maxent.boltzmann_policy(returns, alpha, log_base) for log_base in (0.0, log_p))         # Eq. 8 with λ = 1/α
-    causal = maxent.boltzmann_policy([1.0, 0.1 * 4], alpha)[1]              # Eq. 17, with Q = E[return] for risky: Eq. 14
-    return np.array([(win + lose, win / (win + lose)) for _, win, lose in laws] + [(causal, 0.1)])
+    """P(risky) and the believed P(win | risky) under three readings of Eq. 8.  -> (3, 2).
+
+    Safe pays 1; risky pays 4 with chance 0.1.  Rows: all paths alike; paths as likely as they are;
+    causal, where only actions are chosen and the chances stay as they are.
+    """
+    returns = np.array([1.0, 4.0, 0.0])                 # safe; risky and won; risky and lost
+    rows = []
+    for measure in (1.0, [1.0, 0.1, 0.9]):
+        _, win, lose = maxent.boltzmann_policy(returns, alpha, measure)     # Eq. 8 with λ = 1/α
+        rows.append((win + lose, win / (win + lose)))
+    world = maxent.MDP(reward=[[1, 0.1 * 4]], successor=[[0, 0]])           # r = E[payment]
+    Q = maxent.soft_backup(world, np.zeros(1))[0]
+    rows.append((maxent.boltzmann_policy(Q, alpha)[1], 0.1))
+    return np.array(rows)
 
 
-def lucky(alpha, p_risky, p_win, rng, n=40_000):
-    """P(risky) and P(win | risky) among random games, of which one with return R is kept with chance exp((R − 4)/α)."""
+def games_that_paid(alpha, p_risky, p_win, rng, n=40_000):
+    """P(risky) and P(win | risky) among random games, each kept with a chance exp((R − 4)/α)."""
     risky = rng.random(n) < p_risky
     win = risky & (rng.random(n) < p_win)
-    kept = rng.random(n) < np.exp((np.where(win, 4, np.where(risky, 0, 1)) - 4) / alpha)
+    R = np.where(win, 4, np.where(risky, 0, 1))
+    kept = rng.random(n) < np.exp((R - 4) / alpha)
     return risky[kept].mean(), win[kept].sum() / risky[kept].sum()
 
 
 def figure_three_calibers(options):
-    """In a stochastic world "maximise the entropy over paths" has three answers; only the causal one keeps the odds.
-    The first two gamble as if luck were skill. Dots: of 40 000 random games each is kept with chance exp((R − 4)/α)."""
-    alphas, few, rng = np.logspace(-0.7, 2, 120), np.array([1, 2, 5, 20, 80]), np.random.default_rng(0)
-    values = np.array([three_calibers(alpha) for alpha in alphas])
-    odds = (2 / 3, 1 / 2), (1 / 2, 0.1)                                     # P(risky), P(win): of three equal paths; true
-    games = np.array([[lucky(alpha, *p, rng) for p in odds] for alpha in few])
+    """In a world of chance, "maximise the entropy over paths" can be read in three ways.
 
-    fig, axes = sheet((10, 4.3), "Only the causal caliber keeps the odds: safe pays 1, risky pays 4 with chance 0.1", 1, 2)
-    for ax, rows, dots, title in zip(axes, values.T, games.T, ("P(risky)", "believed P(win | risky); in truth 0.1")):
-        curves(ax, alphas, rows, ("uniform over paths", RED, "--"), ("relative to the dynamics", ORANGE, "-."),
-               ("causal: soft Bellman, SAC", BLUE, "-"))
-        for y, color in zip(dots, (RED, ORANGE)):
-            ax.plot(few, y, "o", color=color, ms=6, label="dots: games kept" if color == RED else None)
-        explain(ax, title, "temperature α", "probability", "upper right", xscale="log", ylim=(0, 1.04))
+    Two of them believe that wanting to win helps to win.  Only the causal one, which is the soft
+    Bellman equation, keeps the true chance.  Dots: of 40 000 random games, those that paid are
+    kept with a chance exp((R − 4)/α).
+    """
+    rng = np.random.default_rng(0)
+    alphas = np.geomspace(0.3, 100, 120)
+    few = np.array([1, 2, 5, 20, 80])
+    values = np.array([three_calibers(alpha) for alpha in alphas])          # (120, 3, 2)
+    chances = ((2 / 3, 1 / 2), (1 / 2, 0.1))            # P(risky), P(win) of all paths alike; true
+    games = np.array([[games_that_paid(alpha, *chance, rng) for alpha in few]
+                      for chance in chances])           # (2, 5, 2)
+
+    fig, axes = plt.subplot_mosaic([["tree", "tree"], ["risky", "win"]], figsize=(8, 6.5),
+                                   height_ratios=(1, 2))
+    fig.suptitle("Does the agent think it can influence luck?")
+    draw_tree(axes["tree"])
+    looks = ((ORANGE, "--", "all paths alike"), (PURPLE, "-.", "paths as likely as they are"),
+             (BLUE, "-", "causal: soft Bellman, SAC"))
+    for k, (name, title) in enumerate((("risky", "P(risky)"), ("win", "believed P(win | risky)"))):
+        ax = axes[name]
+        for row, (color, style, label) in enumerate(looks):
+            ax.plot(alphas, values[:, row, k], color=color, ls=style, label=label)
+            if row < 2:
+                ax.plot(few, games[row, :, k], "o", color=color, ms=7)
+        ax.set(title=title, xlabel="temperature α", xscale="log", ylim=(0, 1.04))
+    axes["win"].axhline(0.1, color=BLACK, ls=":", lw=1.5)
+    axes["win"].text(0.35, 0.02, "true chance 0.1", va="bottom")
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=10)
     return fig
 
+
+def draw_tree(ax):
+    """The game: safe pays 1; risky pays 4 with chance 0.1."""
+    ax.axis("off")
+    ax.set(xlim=(0, 10), ylim=(0, 4))
+    for (x0, y0), (x1, y1), label in (((2, 2), (4.5, 3.2), "safe"), ((2, 2), (4.5, 0.8), "risky"),
+                                      ((4.5, 0.8), (7, 1.6), "0.1"), ((4.5, 0.8), (7, 0), "0.9")):
+        ax.plot((x0, x1), (y0, y1), color=BLACK, lw=1.5)
+        ax.text((x0 + x1) / 2, (y0 + y1) / 2, label, ha="center",
+                bbox={"color": "white", "pad": 1}, va="center")
+    for x, y, text in ((1.9, 2, "start"), (4.7, 3.2, "pays 1"), (7.2, 1.6, "pays 4"),
+                       (7.2, 0, "pays 0")):
+        ax.text(x, y, text, va="center", ha="right" if text == "start" else "left")
+
+
+def caliber_is_control(n=20_000, dt=0.005, seed=0):
+    """Langevin paths in the double well that start at −1 and are to end on the right, in two ways.
+
+    R = 1.5 (1 + tanh 2x) at the end, T = 3, kT = 0.4, α = 1.  Free paths get weights ∝ e^{R/α}:
+    Eq. 8, relative to Eq. 1.  Pushed paths feel the force u = 2(kT/α) ∂V_soft/∂x, with the soft
+    value V_soft(x, t) = α log ψ, ψ = E[e^{R/α} | x_t = x]: Eq. 16 over all futures.
+
+    -> free, pushed (n_steps, n); weights (n,); values (n,) = R − α ∫u²/4kT dt, where the integral
+    is, in the mean, the divergence KL(pushed ‖ free); psi (n_steps + 1, 208); target (2, 208), the
+    exact density ∝ p ψ half way and at the end.
+    """
+    kT, alpha, T = 0.4, 1.0, 3.0
+    n_steps = round(T / dt)
+    rng = np.random.default_rng(seed)
+
+    def R(x):
+        return 1.5 * (1 + np.tanh(2 * x))
+
+    G = langevin.fokker_planck_generator(V, DX, kT)
+    one = np.eye(len(X))
+    h = dt / 64
+    back = np.linalg.solve(one - G.T * h / 2, one + G.T * h / 2)
+    back = np.linalg.matrix_power(back, 64)             # e^{Gᵀ dt}, from a time to the one before
+    psi = [np.exp(R(X) / alpha)]
+    for _ in range(n_steps):
+        psi.append(back @ psi[-1])
+    psi.reverse()                                       # psi[k] belongs to the time k dt
+
+    start = np.full(n, -1.0)
+    free = langevin.simulate(start, langevin.double_well_gradient, kT=kT, dt=dt, rng=rng,
+                             n_steps=n_steps, record_every=1)
+    weights = np.exp(R(free[-1]) / alpha)
+
+    x = start
+    pushed = []
+    divergence = np.zeros(n)
+    for k in range(n_steps):
+        force = 2 * kT / alpha * np.gradient(alpha * np.log(psi[k]), DX)    # u on the grid
+        u = np.interp(x, X, force)
+        divergence += u**2 / (4 * kT) * dt
+        x = langevin.langevin_step(x, lambda x: langevin.double_well_gradient(x) - u, kT, dt, 1.0,
+                                   rng.standard_normal(n))
+        pushed.append(x)
+
+    peak = np.maximum(0, 1 - np.abs(X + 1) / DX) / DX   # the density at the start, of area 1
+    p = langevin.fokker_planck_evolve(peak, V, DX, kT, (T / 2, T))
+    target = p * (psi[n_steps // 2], psi[-1])
+    return SimpleNamespace(free=free, weights=weights / weights.sum(), pushed=np.array(pushed),
+                           values=R(x) - alpha * divergence, psi=np.array(psi),
+                           target=target / (target.sum(axis=1, keepdims=True) * DX))
+
+
+def figure_caliber_is_control(options):
+    """The other half of three_calibers: here the noise is the action, and caliber is right.
+
+    To draw free Langevin paths by e^{R/α}, Eq. 8, is to push them with the slope of the soft value,
+    and that is optimal control (Kappen 2005; Todorov 2009).  Red: the density of the free paths
+    times ψ = e^{V_soft/α}, from Eq. 3.
+    """
+    run = caliber_is_control()
+    n_steps, n = run.free.shape
+    effective = 1 / np.sum(run.weights**2)              # paths that still count
+    drawn = np.random.default_rng(1).choice(n, 15, p=run.weights)
+    t = np.linspace(3 / n_steps, 3, n_steps)
+
+    fig, axes = plt.subplots(2, 2, figsize=(8.5, 7.5))
+    fig.suptitle("Maximum caliber turns Langevin dynamics into optimal control")
+    top = ((run.free[:, drawn], ORANGE, "caliber: free paths (grey), drawn ∝ e^(R/α)"),
+           (run.pushed[:, :15], BLUE, "control: paths pushed by the soft value"))
+    for ax, (paths, color, title) in zip(axes[0], top):
+        ax.plot(t, run.free[:, :40], color=GREY, lw=0.4, alpha=0.5)
+        ax.plot(t, paths, color=color, lw=0.8)
+        ax.set(xlabel="time", ylabel="position x", ylim=(-1.8, 1.8))
+        ax.set_title(title, fontsize=11)
+    bottom = ((n_steps // 2 - 1, "half way"), (n_steps - 1, "at the end"))
+    for ax, (k, title), target in zip(axes[1], bottom, run.target):
+        ax.stairs(histogram(run.free[k]), BINS, color=GREY, label="free")
+        ax.stairs(histogram(run.pushed[k]), BINS, fill=True, color=BLUE, alpha=0.6, label="pushed")
+        ax.stairs(histogram(run.free[k], run.weights), BINS, color=ORANGE, lw=1.5,
+                  label=f"free, weighted by e^(R/α): {effective:.0f} of {n} paths count")
+        ax.plot(X, target, color=RED, label="exact: p ψ")
+        ax.set(title=title, xlabel="position x", ylabel="density", xlim=(-1.9, 1.9))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return fig
+
+
+# --- Boltzmann policy and soft Bellman equation ---------------------------------------------------
 
 def figure_Boltzmann_Policy(options):
-    """The temperature α takes the Boltzmann policy from the best action alone to all actions alike; entropy only grows.
-    Last panel: the entropy as a sum (line) and as the slope dV/dα (dots), in thermodynamics −dF/dT."""
-    Q, alphas = np.array([1.0, 3.0, 2.0, 0.5, 2.5]), np.logspace(-1.3, 1.7, 201)
-    panels = [(alpha, maxent.boltzmann_policy(Q, alpha), maxent.soft_value(Q, alpha)) for alpha in (0.1, 0.5, 1, 2, 5)]
-    pi_all = np.array([maxent.boltzmann_policy(Q, alpha) for alpha in alphas])
-    slope = np.gradient([maxent.soft_value(Q, alpha) for alpha in alphas], alphas)
+    """From the best action alone (α → 0) to all actions alike (α → ∞): the entropy only grows.
 
-    fig, axes = sheet((10, 6.4), "Boltzmann policy π(a) ∝ exp(Q(a)/α), Eq. 17: from the best action (Q = 3) to all alike", 2, 3)
-    *bar_axes, last = axes.flat
-    for ax, (alpha, pi, V) in zip(bar_axes, panels):
-        ax.bar_label(ax.bar(range(5), pi, color=[RED if q == 3 else BLUE for q in Q]), fmt="%.2f", fontsize=9)
-        ax.set(title=f"α = {alpha:g}\nH = {maxent.entropy(pi):.2f}   E[Q] = {pi @ Q:.2f}   V = {V:.2f}", ylim=(0, 1.12),
-               ylabel="π(a)", xticks=range(5), xticklabels=[f"Q =\n{q:g}" for q in Q])
-    curves(last, alphas, (pi_all @ Q, maxent.entropy(pi_all)), ("E[Q]", ORANGE, "-"), ("entropy H", GREEN, "-"))
-    last.plot(alphas[5::10], slope[5::10], "o", color=GREEN, ms=4, label="dV/dα")
-    last.set_yticks((0, 1, np.log(5), 2, 3), ("0", "1", "log 5", "2", "3"))
-    explain(last, "all temperatures", "temperature α", "nats; units of Q", "lower right", xscale="log", ylim=(0, 3.2))
+    Last panel: the entropy as a sum (line) and as the slope dV/dα (dots), in physics −dF/dT.
+    """
+    Q = np.array([1.0, 3.0, 2.0, 0.5, 2.5])
+    alphas = np.geomspace(0.05, 50, 201)
+    pi_all = np.array([maxent.boltzmann_policy(Q, alpha) for alpha in alphas])
+    V_all = np.array([maxent.soft_value(Q, alpha) for alpha in alphas])
+    slope = np.gradient(V_all, alphas)
+
+    fig, axes = plt.subplots(2, 3, figsize=(9, 7))
+    fig.suptitle("Boltzmann policy π ∝ exp(Q/α): temperature spreads the choice")
+    for ax, alpha in zip(axes.flat, (0.1, 0.5, 1, 2, 5)):
+        pi = maxent.boltzmann_policy(Q, alpha)
+        bars = ax.bar(range(5), pi, color=[RED if q == Q.max() else BLUE for q in Q])
+        ax.bar_label(bars, fmt="%.2f", fontsize=10)
+        ax.set(title=f"α = {alpha:g},  H = {maxent.entropy(pi):.2f}", ylim=(0, 1.1),
+               xticks=range(5), xticklabels=[f"{q:g}" for q in Q], xlabel="Q(a)", ylabel="π(a)")
+    last = axes[1, 2]
+    last.plot(alphas, maxent.entropy(pi_all), color=GREEN)
+    last.plot(alphas[5::14], slope[5::14], "o", color=GREEN, ms=5)
+    last.axhline(np.log(5), color=GREEN, ls=":", lw=1)
+    last.set(title="entropy, mean Q", xlabel="temperature α", xscale="log", ylim=(0, 1.75))
+    last.set_ylabel("H; dots dV/dα (nats)", color=GREEN)
+    right = last.twinx()
+    right.plot(alphas, pi_all @ Q, color=ORANGE, ls="--")
+    right.set_ylabel("E[Q]", color="#9A6A00")
     return fig
 
 
-# --- Soft Actor-Critic on Pendulum-v1 ---------------------------------------------------------------------------------
+CLIFF = np.array([list("........"),
+                  list("........"),
+                  list("........"),
+                  list("S######G")])
+STEPS = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)])    # up, down, left, right: (row, column)
+
+
+def cliff_walk(gamma=0.95):
+    """A grid world with a short way along a cliff and long safe ones.  -> MDP, falls (S, 4).
+
+    A step costs 1, one into the cliff (#) another 50.  The walk ends there or at the goal (G): it
+    stays, at no cost.  The measure ¼ counts entropy from that of the uniform policy, so that
+    staying earns none.
+    """
+    place = np.argwhere(CLIFF != "")                                        # (S, 2)
+    after = np.clip(place[:, None] + STEPS, 0, np.array(CLIFF.shape) - 1)   # (S, 4, 2)
+    over = np.isin(CLIFF, ("#", "G")).ravel()
+    successor = np.where(over[:, None], np.arange(CLIFF.size)[:, None],
+                         after[..., 0] * CLIFF.shape[1] + after[..., 1])
+    falls = (CLIFF.ravel()[successor] == "#") & ~over[:, None]
+    reward = np.where(over[:, None], 0, -1 - 50 * falls)
+    return maxent.MDP(reward, successor, gamma=gamma, measure=1 / 4), falls
+
+
+def figure_soft_gridworld(options):
+    """Eq. 14–17 at a glance: colour is the soft value, an arrow the mean step of the policy.
+
+    Cold, the agent walks along the cliff.  Warm, it knows that its next steps will be random too,
+    and keeps away.  Hot, it wanders until it falls.
+    """
+    world, falls = cliff_walk()
+    counted = replace(world, reward=falls, gamma=1 - 1e-9)      # its return is the chance to fall
+    start = np.flatnonzero(CLIFF == "S")[0]
+    walk = np.isin(CLIFF, (".", "S"))
+
+    fig, axes = plt.subplots(3, 1, figsize=(6.5, 9))
+    fig.suptitle("The warmer the agent, the wider its way round the cliff")
+    for ax, alpha in zip(axes, (0.1, 2, 20)):
+        _, value, pi = maxent.soft_value_iteration(world, alpha)
+        fall, _ = maxent.return_and_entropy(counted, pi)
+        step = (pi @ STEPS).reshape(*CLIFF.shape, 2)
+
+        image = ax.imshow(np.where(CLIFF == "#", np.nan, value.reshape(CLIFF.shape)))
+        fig.colorbar(image, ax=ax, label="soft value V")
+        row, column = np.nonzero(walk)
+        ax.quiver(column, row, step[walk, 1], step[walk, 0], angles="xy", scale_units="xy",
+                  scale=1.4, pivot="middle", color="white", width=0.008)
+        ax.set(title=f"α = {alpha:g}: falls in {fall[start]:.0%} of its walks", facecolor="black",
+               xticks=(), yticks=())
+        ax.text(0, 3.38, "start", color="white", ha="center", fontsize=9)
+        ax.text(3.5, 3, "c l i f f", color="white", ha="center", va="center")
+        ax.text(7, 3, "goal", ha="center", va="center")
+    return fig
+
+
+# --- Soft Actor-Critic on Pendulum-v1 -------------------------------------------------------------
 
 EVALUATE_EVERY = 500
+STARTS = range(10_000, 10_100)                          # of every evaluation: unseen in tuning
 
 
 @functools.cache
 def held_out_starts():
-    """Angle and angular velocity (2, 100) after env.reset(seed=0 … 99): the starts of every evaluation."""
+    """Angle and angular velocity after env.reset(seed=10000 … 10099).  -> (100,), (100,)."""
     env = gym.make("Pendulum-v1")
-    cos, sin, theta_dot = np.array([env.reset(seed=seed)[0] for seed in range(100)], dtype=float).T
+    observations = np.array([env.reset(seed=seed)[0] for seed in STARTS], dtype=float)
+    cos, sin, theta_dot = observations.T
     return np.arctan2(sin, cos), theta_dot
 
 
 @functools.cache
-def optimum():
-    """The best return (100,) found from each held-out start, 0.2 below the optimum on average because its grid is finite."""
+def best_returns():
+    """The best return found from each of these starts.  -> (100,)."""
     return maxent.pendulum_optimal_return(*held_out_starts())
 
 
 def observe(theta, theta_dot):
-    """What Pendulum-v1 shows of its state: (cos θ, sin θ, angular velocity) (..., 3)."""
-    return np.stack((np.cos(theta), np.sin(theta), theta_dot), -1)
+    """What Pendulum-v1 shows of its state: cos θ, sin θ, angular velocity (..., 3)."""
+    return np.stack((np.cos(theta), np.sin(theta), theta_dot), axis=-1)
 
 
 def roll_out(agent, theta, theta_dot, n_steps=200):
-    """Angle, angular velocity, torque, reward (n_steps, 4, N) of the deterministic policy, from N starts at once.
-    The sum of the rewards is what sac_numpy.evaluate gives, one by one."""
+    """Angle, velocity, torque, reward of the deterministic policy, from N starts at once.
+
+    -> (n_steps, 4, N).  The sum of the rewards is what sac_numpy.evaluate gives one by one.
+    """
     steps = []
     for _ in range(n_steps):
         torque = agent.act(observe(theta, theta_dot), deterministic=True)[:, 0]
-        *after, reward = maxent.pendulum_step(theta, theta_dot, torque)
+        next_theta, next_theta_dot, reward = maxent.pendulum_step(theta, theta_dot, torque)
         steps.append((theta, theta_dot, torque, reward))
-        theta, theta_dot = after
+        theta, theta_dot = next_theta, next_theta_dot
     return np.array(steps)
 
 
-def _train_seed(seed, n_steps):
-    """In a worker: train one seed -> agent, log; its "evaluations" (n, 100) are every EVALUATE_EVERY steps and at the end."""
+def train_seed(seed, n_steps):
+    """Train one seed.  -> agent, log with "evaluations" (n, 100): every 500 steps, at the end."""
+    evaluations = []
+
     def progress(step, agent, log):
-        """Evaluate now and then, and say so."""
         if step % EVALUATE_EVERY == 0 or step == n_steps:
-            log.setdefault("evaluations", []).append(roll_out(agent, *held_out_starts())[:, 3].sum(axis=0))
-            print(f"\rtraining seed {seed}: step {step} of {n_steps}    ", end="", file=sys.stderr, flush=True)
-    return sac_numpy.train("Pendulum-v1", seed=seed, n_steps=n_steps, progress=progress)
+            evaluations.append(roll_out(agent, *held_out_starts())[:, 3].sum(axis=0))
+
+    agent, log = sac_numpy.train("Pendulum-v1", seed=seed, n_steps=n_steps, progress=progress)
+    log["evaluations"] = np.array(evaluations)
+    return agent, log
 
 
 @functools.cache
 def trained(n_seeds, n_steps):
-    """Agents and logs of seeds 0 … n_seeds − 1, trained in parallel processes, with a progress line."""
-    others, quiet = set(multiprocessing.active_children()), (signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
-    with ProcessPoolExecutor(min(os.cpu_count(), n_seeds), initializer=signal.signal, initargs=quiet) as pool:
-        try:
-            return list(pool.map(_train_seed, range(n_seeds), n_seeds * [n_steps]))
-        finally:
-            for worker in set(multiprocessing.active_children()) - others:  # whose work is done, or no longer wanted
-                worker.kill()
-            print(file=sys.stderr)
-
-
-def interquartile_mean(x):
-    """Mean over the first axis without its lowest and highest quarter, each rounded down."""
-    x, cut = np.sort(x, axis=0), len(x) // 4
-    return x[cut:len(x) - cut].mean(axis=0)
-
-
-def bootstrap_band(x, n=2000):
-    """95 % band of the interquartile mean over the first axis, by resampling it."""
-    draws = np.random.default_rng(0).integers(0, len(x), (n, len(x)))
-    return np.percentile([interquartile_mean(x[i]) for i in draws], (2.5, 97.5), axis=0)
+    """Agents and logs of the seeds 0 … n_seeds − 1, trained side by side.  -> list of pairs."""
+    results = []
+    with ProcessPoolExecutor(min(n_seeds, os.cpu_count())) as pool:
+        for done in pool.map(train_seed, range(n_seeds), itertools.repeat(n_steps)):
+            results.append(done)
+            print(f"\rtrained {len(results)} of {n_seeds} seeds", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return results
 
 
 def figure_RL_training_log(options):
-    """SAC comes within a few units of the optimum of Pendulum-v1, in every seed; regret shows it, losses do not.
-    Deterministic policy, from the same 100 starts as the optimum. Thin: each seed (below: means of 50 updates)."""
-    agents, logs = zip(*trained(options.seeds, options.steps))
-    returns, best = np.array([log["evaluations"].mean(axis=1) for log in logs]), optimum().mean()
-    last, steps = best - returns[:, -1], [*range(EVALUATE_EVERY, options.steps, EVALUATE_EVERY), options.steps]
-    lost = np.array([optimum() - log["evaluations"][-1] for log in logs])   # (seeds, 100)
-    print("regret of each seed:", *last.round(1), "  of its median start:", *np.median(lost, axis=1).round(1))
-    many, share = (lost > 10).sum(axis=1).mean(), lost[lost > 10].sum() / lost.sum()
-    print(f"starts that lose more than 10: {many:.1f} of 100, with {share:.0%} of all regret")
-    blocks = lambda key: np.transpose([log[key][len(log[key]) % 50:].reshape(-1, 50).mean(axis=1) for log in logs])
+    """Soft Actor-Critic comes within a few units of the best returns found, in every seed.
 
-    title = f"Soft Actor-Critic on Pendulum-v1: {options.seeds} seeds, {options.steps} steps each"
-    fig, ((curve, regret), (entropy, loss)) = sheet((10, 7), title, 2, 2, sharex=True)
-    for ax, values in ((curve, returns), (regret, best - returns)):
-        ax.plot(steps, values.T, color=BLUE, lw=0.7, alpha=0.5)[0].set_label("each seed")
-        curves(ax, steps, [interquartile_mean(values)], ("interquartile mean", BLUE, "-"))
-        ax.fill_between(steps, *bootstrap_band(values), color=BLUE, alpha=0.25, lw=0, label="its 95 % bootstrap band")
-    curve.axhline(best, color=BLACK, ls="--", label=f"optimum, {best:.1f}")
-    curve.axhspan(-300, -150, color=ORANGE, alpha=0.15, lw=0, label="the chapter's “well trained”")
-    for key, name, color in (("entropy", "entropy of π", GREEN), ("actor_loss", "actor loss, ≈ −V", BLUE),
-                             ("critic_loss", "critic losses, summed (reward²)", PINK), ("alpha", "temperature α", ORANGE)):
-        ax = entropy if key == "entropy" else loss
-        ax.plot(blocks("step"), blocks(key), color=color, lw=0.9)[0].set_label(name)
-    entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", label=f"target H̄ = {agents[0].target_entropy}")
-    explain(curve, f"Learning curve (untrained network: {returns[:, 0].mean():.0f})", None, "mean return", ylim=(-400, -100))
-    title = f"Regret: {interquartile_mean(last):.1f} at the end, worst seed {last.max():.1f}"
-    explain(regret, title, None, "optimum − mean return", yscale="log", ylim=(1, 2000))
-    explain(entropy, "Entropy settles at its target", "environment steps", "nats, for a in (−1, 1)")
-    explain(loss, "Losses and α", "environment steps", "units of reward", "lower left", yscale="log", ylim=(1e-3, 1e3))
+    The deterministic policy from 100 fixed starts.  Thin: each seed; thick: their median.  Regret
+    shows how well it has learned; the losses do not.
+    """
+    agents, logs = zip(*trained(options.seeds, options.steps))
+    returns = np.array([log["evaluations"].mean(axis=1) for log in logs])   # (seeds, evaluations)
+    best = best_returns().mean()
+    regret = best - returns
+    print("regret of each seed:", *regret[:, -1].round(1), f"  mean {regret[:, -1].mean():.1f}")
+
+    n = returns.shape[1]
+    steps = np.minimum(EVALUATE_EVERY * np.arange(1, n + 1), options.steps)
+    fig, ((curve, gap), (entropy, loss)) = plt.subplots(2, 2, figsize=(9, 7), sharex=True)
+    fig.suptitle(f"Soft Actor-Critic on Pendulum-v1, {options.seeds} seeds")
+    for ax, values in ((curve, returns), (gap, regret)):
+        ax.plot(steps, values.T, color=SKY, lw=1)
+        ax.plot(steps, np.median(values, axis=0), color=DARK_BLUE, lw=3)
+    curve.axhline(best, color=BLACK, ls="--", lw=1.5, label=f"best found, {best:.0f}")
+    curve.axhspan(-300, -150, color=ORANGE, alpha=0.25, lw=0, label="chapter: “well-trained”")
+    curve.set(title="mean return", ylim=(-1550, 0))
+    curve.legend(loc="lower right")
+    gap.set(title=f"regret: best found − return (end: {regret[:, -1].mean():.1f})", yscale="log")
+    for log in logs:
+        entropy.plot(*blocks(log, "entropy"), color=ORANGE, lw=1)
+        loss.plot(*blocks(log, "critic_loss"), color=GREEN, lw=0.8)
+    entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", lw=1.5, label="target H̄")
+    entropy.set(title="entropy of the policy (nats)", xlabel="environment steps")
+    entropy.legend()
+    loss.set(title="losses", xlabel="environment steps", yscale="log")
+    loss.set_ylabel("Q-loss (reward²)", color=GREEN)
+    right = loss.twinx()
+    for log in logs:
+        right.plot(*blocks(log, "actor_loss"), color=PURPLE, lw=0.8)
+    right.set_ylabel("policy loss ≈ −V (reward)", color=PURPLE)
     return fig
+
+
+def blocks(log, name, size=100):
+    """Steps and means of a log's numbers over blocks of updates."""
+    n = len(log[name]) // size
+    return [log[key][:n * size].reshape(n, size).mean(axis=1) for key in ("step", name)]
 
 
 def mean_torque_and_value(agent, obs):
-    """Of the learned policy at obs (N, 3): its mean torque in N m, and E_π[Q] of the smaller critic (2, N)."""
-    noise, weight = np.polynomial.hermite_e.hermegauss(9)                   # Gauss–Hermite quadrature
-    mu, log_std, *_ = agent.policy(obs)
-    a = np.tanh(mu + np.exp(log_std) * noise)                               # (N, 9)
-    inputs = np.column_stack((np.repeat(obs, 9, axis=0), a.ravel())).astype(agent.dtype)
-    Q = agent.critic.forward(inputs)[0][..., 0].min(axis=0).reshape(a.shape)
-    return np.stack((2 * a, Q)) @ weight / weight.sum()
+    """Of the learned policy at obs (N, 3): its mean torque in N m and E_π[min Q].  -> (2, N)."""
+    noise, weight = np.polynomial.hermite_e.hermegauss(9)       # Gauss–Hermite quadrature
+    obs = obs.astype(agent.dtype)
+    mu, log_std, _ = agent.policy(obs)                          # (N, 1)
+    result = np.zeros((2, len(obs)))
+    for z, w in zip(noise, weight / weight.sum()):
+        a = np.tanh(mu + np.exp(log_std) * agent.dtype.type(z))
+        Q, _ = agent.q_values(agent.critic, obs, a)
+        result += w * np.stack((2 * a[:, 0], Q.min(axis=0)))
+    return result
+
+
+def learned_and_exact(agent, visited):
+    """Mean torque and E_π[Q], learned and exact, on the grid of pendulum_mdp.
+
+    visited (n, 3): observations.  -> MDP, learned (2, S), exact (2, S), their correlations r (2,)
+    over the visited states.
+    """
+    mdp = maxent.pendulum_mdp(gamma=agent.settings.gamma)
+    Q, _, pi = maxent.soft_value_iteration(mdp, agent.alpha, tol=1e-4)
+    exact = np.stack((2 * (pi @ mdp.a), np.sum(pi * Q, axis=1)))
+    theta, theta_dot = np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij")
+    learned = mean_torque_and_value(agent, observe(theta, theta_dot).reshape(-1, 3))
+    angle = np.arctan2(visited[:, 1], visited[:, 0])
+    index, weight = maxent.bilinear(angle, visited[:, 2], len(mdp.theta), len(mdp.theta_dot))
+    exact_there = np.sum(weight * exact[:, index], axis=-1)     # (2, n)
+    learned_there = mean_torque_and_value(agent, visited)
+    r = [np.corrcoef(x, y)[0, 1] for x, y in zip(learned_there, exact_there)]
+    return mdp, learned, exact, r
 
 
 def figure_policy_and_Q(options):
-    """What seed 0 has learned beside the exact soft-optimal solution at its α; they correlate over all states met (dots: a
-    fourth of these). Dashed: states with the energy of standing upright, from which the pendulum coasts to the top.
-    The stripes are no error of the grid: the cost has a kink at θ = ±π, passed in steps of 0.05 s."""
-    agent, log = trained(options.seeds, options.steps)[0]
-    mdp, visited = maxent.pendulum_mdp(gamma=agent.settings.gamma), log["observations"]
-    Q, _, pi = maxent.soft_value_iteration(mdp, agent.alpha, mdp.log_base, tol=0.1)
-    angle, speed = np.arctan2(visited[:, 1], visited[:, 0]), visited[:, 2]
-    grid = observe(*np.meshgrid(mdp.theta, mdp.theta_dot, indexing="ij")).astype(agent.dtype)
-    corner, weight = maxent.bilinear(angle, speed, *grid.shape[:2])
-    exact, learned = (2 * (pi @ mdp.a), np.sum(pi * Q, axis=1)), mean_torque_and_value(agent, grid.reshape(-1, 3))
-    agreement = [np.corrcoef(np.sum(weight * z[corner], axis=1), at_dots)[0, 1]
-                 for z, at_dots in zip(exact, mean_torque_and_value(agent, visited))]
+    """What seed 0 has learned, beside the exact soft-optimal solution at its temperature.
 
-    title = f"SAC, seed 0, {options.steps} steps, beside the exact solution at its α = {agent.alpha:.3f}"
-    fig, axes = sheet((11, 6.8), title, 2, 3, sharex=True, sharey=True)
-    looks = (("mean torque", "torque (N m)", "RdBu"), ("value E_π[Q]", "units of return", "viridis"))
-    for row, (name, unit, cmap), y, z, r in zip(axes, looks, learned, exact, agreement):
-        limits, span = (z.min(), z.max()), np.quantile(np.abs(y - z), 0.95)
-        panels = ((y, f"learned {name}", cmap, limits), (z, f"exact {name}", cmap, limits),
-                  (y - z, f"learned − exact (r = {r:.2f} over states met)", "PuOr", (-span, span)))
-        for ax, (values, title, colors, clim) in zip(row, panels):
-            ax.grid(False)
-            image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values.reshape(grid.shape[:2]).T, cmap=colors, clim=clim)
-            # ω²/6 = 5(1 − cos θ): the energy of standing upright
-            ax.plot(mdp.theta, np.outer(np.sqrt(30 * (1 - np.cos(mdp.theta))), (-1, 1)), color=BLACK, ls="--", lw=1)
+    Dots: states met in training.  Dashed: states with the energy of standing upright.  The stripes
+    are real: the cost has a kink at θ = ±π, which is passed in steps of 0.05 s.
+    """
+    agent, log = trained(options.seeds, options.steps)[0]
+    visited = log["observations"]
+    mdp, learned, exact, r = learned_and_exact(agent, visited)
+    shape = (len(mdp.theta), len(mdp.theta_dot))
+    angle = np.arctan2(visited[:, 1], visited[:, 0])
+    energy_line = np.sqrt(30 * (1 - np.cos(mdp.theta)))         # ω²/6 = 5 (1 − cos θ)
+
+    fig, axes = plt.subplots(2, 3, figsize=(10, 7), sharex=True, sharey=True)
+    fig.suptitle(f"What SAC has learned in {options.steps} steps, beside the exact solution")
+    names = (("torque (N m)", "RdBu"), ("value E[Q]", "viridis"))
+    for row, (name, colors), y, z, r_row in zip(axes, names, learned, exact, r):
+        span = np.quantile(np.abs(y - z), 0.95)
+        panels = ((y, f"learned {name}", colors, z.min(), z.max()),
+                  (z, f"exact {name}", colors, z.min(), z.max()),
+                  (y - z, f"white = correct (r = {r_row:.2f})", "PuOr", -span, span))
+        for ax, (values, title, cmap, low, high) in zip(row, panels):
+            image = ax.pcolormesh(mdp.theta, mdp.theta_dot, values.reshape(shape).T, cmap=cmap,
+                                  vmin=low, vmax=high)
+            ax.plot(mdp.theta, energy_line, color=BLACK, ls="--", lw=1)
+            ax.plot(mdp.theta, -energy_line, color=BLACK, ls="--", lw=1)
             ax.set(title=title, ylim=(-8, 8), xticks=(-3, 0, 3))
-            if ax is not row[0]:
-                fig.colorbar(image, ax=ax, label=unit)
-        row[0].plot(angle[::4], speed[::4], ".", color=BLACK, ms=1, alpha=0.5)
-    fig.supxlabel("angle θ (rad), 0 = upright", fontsize=10)
-    fig.supylabel("angular velocity (rad/s)", fontsize=10)
+            fig.colorbar(image, ax=ax)
+        row[0].scatter(angle[::8], visited[::8, 2], s=9, color=BLACK, edgecolors="white", lw=0.4)
+        for x, place in ((0, "upright"), (2.9, "hanging")):
+            row[1].text(x, 0, place, ha="center", va="center", rotation=90, fontsize=10,
+                        bbox={"color": "white", "alpha": 0.8, "pad": 1})
+    fig.supxlabel("angle θ (rad)")
+    fig.supylabel("angular velocity (rad/s)")
     return fig
+
+
+# --- Langevin dynamics of an action ---------------------------------------------------------------
+
+A_NODES = np.linspace(-0.9999, 0.9999, 401)
+
+
+def two_hills(a):
+    """A soft action value with two equally good actions, ±0.6."""
+    return -(((a / 0.6) ** 2 - 1) ** 2)
+
+
+def sample_actions(Q, alpha, n=5000, seed=0):
+    """Langevin dynamics of n actions in [−1, 1]: Eq. 1 with V = −Q and kT = α.  -> (n,).
+
+    Q (401,) on A_NODES.  At the bounds the actions are reflected.  The time 20/α is enough where no
+    valley is deeper than about 4 α.
+    """
+    slope = np.gradient(Q, A_NODES)
+    mirrored = np.append(A_NODES, 2 - A_NODES)                  # beyond a bound: the mirror image
+    mirrored_slope = np.append(slope, -slope)
+
+    def grad_V(a):
+        return -np.interp(a, mirrored, mirrored_slope, period=4)
+
+    rng = np.random.default_rng(seed)
+    dt = 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ slope**2)
+    a = langevin.simulate(rng.uniform(-1, 1, n), grad_V, kT=alpha, dt=dt, rng=rng,
+                          n_steps=int(20 / alpha / dt), method="leimkuhler_matthews")
+    return 1 - np.abs((a + 1) % 4 - 2)                          # folded back onto [−1, 1]
 
 
 def best_squashed_gaussian(Q, alpha):
-    """μ, log σ and value of the tanh-Gaussian that minimises Eq. 20, α E[log π] − E[Q(a)], Q a function on [−1, 1].
-    A search on a grid, refined five times: the actor loss has several minima, and gradients would find only one."""
-    noise, unit = np.linspace(-4, 4, 81), np.linspace(-1, 1, 49)
-    weight = np.exp(-noise**2 / 2) / np.exp(-noise**2 / 2).sum()
-    mu, log_std, width, height = 0.0, -1.5, 3.0, 2.5
-    for _ in range(6):
-        m, s = np.meshgrid(mu + width * unit, log_std + height * unit)
-        a, log_prob = sac_numpy.squashed_gaussian(m[..., None, None], s[..., None, None], noise[:, None])   # (49, 49, 81, 1)
-        loss = (alpha * log_prob - Q(a[..., 0])) @ weight
+    """The tanh-Gaussian that minimises Eq. 20, α E[log π] − E[Q], by search.  -> μ, log σ, loss.
+
+    Q is a function on [−1, 1].  The loss can have several minima, of which gradients find one.  So
+    a grid of 49 × 49 is searched, then refined around the best point five times.
+    """
+    noise = np.linspace(-4, 4, 81)[:, None]
+    weight = np.exp(-noise[:, 0] ** 2 / 2)
+    weight = weight / weight.sum()
+    unit = np.linspace(-1, 1, 49)
+    mu, log_std = 0.0, -1.5
+    for width in (1, 1 / 5, 1 / 25, 1 / 125, 1 / 625, 1 / 3125):
+        mus, log_stds = np.meshgrid(mu + 3 * width * unit, log_std + 2.5 * width * unit)
+        a, log_prob = sac_numpy.squashed_gaussian(mus[..., None, None], log_stds[..., None, None],
+                                                  noise)        # (49, 49, 81, 1)
+        loss = (alpha * log_prob - Q(a[..., 0])) @ weight       # (49, 49)
         best = np.unravel_index(loss.argmin(), loss.shape)
-        mu, log_std, width, height = m[best], s[best], width / 5, height / 5
+        mu, log_std = mus[best], log_stds[best]
     return mu, log_std, loss[best]
 
 
-def sample_actions(a, Q, dQ_da, alpha, n=5000):
-    """Langevin dynamics of n actions at a fixed state: Eq. 1 with V = −Q and kT = α, reflected at the bounds ±1.
-    Q, dQ_da: values and slopes on nodes −1 < a < 1 (A,).  A step is 0.45 of the width α/|∂Q/∂a| on which exp(Q/α) changes,
-    with the root mean square of ∂Q/∂a under the policy; a rare peak much steeper than that comes out too small.  A time of
-    20/kT is enough for valleys of up to four α; a deeper one takes exp(depth/α), as for T = 0.1."""
-    nodes, slopes = np.append(a, 2 - a), np.append(dQ_da, -dQ_da)           # beyond a bound its mirror image; period 4
-    minus_gradient = lambda x: -np.interp(x, nodes, slopes, period=4)
-    rng, dt = np.random.default_rng(0), 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ dQ_da**2)
-    x = langevin.simulate(rng.uniform(-1, 1, n), minus_gradient, kT=alpha, dt=dt, n_steps=int(20 / alpha / dt), rng=rng)
-    return 1 - np.abs((x + 1) % 4 - 2)                                      # folded back onto [−1, 1]
-
-
-def states_to_show(agent, a):
-    """Of a grid of states that with the deepest valley between two peaks of π in ten bins, and that with the highest single
-    peak above bounds and valleys, where the best squashed Gaussian has σ < 0.7: a wider one can have two peaks itself.
-    α: a quarter of the range of Q(s, ·): π spans e⁴.  a: 10k + 1 nodes (A,) -> name, θ, velocity, α, Q (A,), μ, log σ."""
-    states = [(theta, speed) for theta in np.linspace(-np.pi, np.pi, 61) for speed in np.linspace(-4, 4, 33)]
-    inputs = (np.column_stack((np.tile(observe(*state), (a.size, 1)), a)).astype(agent.dtype) for state in states)
-    Q = np.array([agent.critic.forward(x)[0][..., 0].min(axis=0) for x in inputs], dtype=float)     # (states, A)
-    alphas = np.ptp(Q, axis=1) / 4
-    pi = maxent.boltzmann_policy(Q / alphas[:, None], 1.0)
-    bins = pi[:, :-1].reshape(len(Q), 10, -1).sum(axis=2)                   # in which a thin peak counts little
-    left, right = (np.maximum.accumulate(side, axis=1) for side in (bins, bins[:, ::-1]))           # highest so far
-    depth = (np.minimum(left, right[:, ::-1]) - bins).max(axis=1)           # of a valley, below the lower peak beside it
-    height = bins.max(axis=1) - np.maximum(bins[:, 0], bins[:, -1])
-    for name, size in (("two peaks", depth), ("one peak", height - depth)):
-        for i in np.argsort(-size):
-            mu, log_std, _ = best_squashed_gaussian(lambda y: np.interp(y, a, Q[i]), alphas[i])
-            if log_std < np.log(0.7):
-                break
-        yield name, *states[i], alphas[i], Q[i], mu, log_std
+def gaussian_density(mu, log_std):
+    """π(a) of a squashed Gaussian on A_NODES.  -> (401,)."""
+    noise = (np.arctanh(A_NODES[:, None]) - mu) / np.exp(log_std)
+    _, log_prob = sac_numpy.squashed_gaussian(mu, log_std, noise)
+    return np.exp(log_prob)
 
 
 def figure_action_langevin(options):
-    """The bridge: Langevin dynamics of the action, driven by the critic (V = −Q, kT = α), samples the Boltzmann policy.
-    Where Q has two peaks so has the policy; a squashed Gaussian with one peak must choose.
-    Which states, and which α: see states_to_show. Kinks: the other critic becomes the smaller."""
+    """The bridge of the chapter: an action that follows Langevin dynamics samples the policy.
+
+    V = −Q and kT = α.  Where Q has two hills, so has the Boltzmann policy; a squashed Gaussian,
+    which is all that SAC's actor can be, must choose one.  Right: the trained critic where the
+    pendulum hangs at rest; α is a quarter of the range of Q.
+    """
     agent, _ = trained(options.seeds, options.steps)[0]
-    a, panels = np.linspace(-0.9999, 0.9999, 201), []                       # arctanh is finite
-    for *state, alpha, Q, mu, log_std in states_to_show(agent, a):
-        sampled, _ = np.histogram(sample_actions(a, Q, np.gradient(Q, a), alpha), a[::5], density=True)
-        gauss = np.exp(sac_numpy.squashed_gaussian(mu, log_std, (np.arctanh(a[:, None]) - mu) / np.exp(log_std))[1])
-        panels.append((*state, alpha, sampled, maxent.boltzmann_policy(Q, alpha) / (a[1] - a[0]), gauss))
+    hanging = np.tile(observe(np.pi, 0.0), (len(A_NODES), 1)).astype(agent.dtype)
+    Q, _ = agent.q_values(agent.critic, hanging, A_NODES[:, None].astype(agent.dtype))
+    Q = Q.min(axis=0).astype(float)
+    cases = (("a Q with two equal hills", two_hills(A_NODES), 0.2),
+             ("the trained critic, hanging at rest", Q, np.ptp(Q) / 4))
 
-    title = f"Langevin driven by a trained critic samples its Boltzmann policy (α chosen; SAC's own is {agent.alpha:.2g})"
-    fig, axes = sheet((10, 4.5), title, 1, 2)
-    for ax, (name, theta, speed, alpha, sampled, boltzmann, gauss) in zip(axes, panels):
-        ax.stairs(sampled, a[::5], fill=True, color=SKY, alpha=0.7, label="Langevin in a: V = −Q, kT = α")
-        curves(ax, a, (boltzmann, gauss), ("Boltzmann, Eq. 17", BLACK, "-"), ("best squashed Gaussian, Eq. 20", RED, "--"))
-        title, top = f"{name}: θ = {theta:.2f}, angular velocity {speed:.2f}, α = {alpha:.2g}", max(*boltzmann, *gauss)
-        explain(ax, title, "action a = torque/2", "probability density", "upper center", xlim=(-1, 1), ylim=(0, 1.5 * top))
+    fig, axes = plt.subplots(1, 2, figsize=(9, 5.2))
+    fig.suptitle("Langevin dynamics of the action samples the Boltzmann policy")
+    for ax, (title, Q, alpha) in zip(axes, cases):
+        boltzmann = maxent.boltzmann_policy(Q, alpha) / (A_NODES[1] - A_NODES[0])
+        mu, log_std, _ = best_squashed_gaussian(functools.partial(np.interp, xp=A_NODES, fp=Q),
+                                                alpha)
+        gaussian = gaussian_density(mu, log_std)
+
+        ax.hist(sample_actions(Q, alpha), 40, range=(-1, 1), density=True, color=BLUE, alpha=0.6,
+                label="5000 actions: Eq. 1 with V = −Q, kT = α")
+        ax.plot(A_NODES, boltzmann, color=RED, label="Boltzmann policy, Eq. 17")
+        ax.plot(A_NODES, gaussian, color=BLACK, ls="--", label="best squashed Gaussian, Eq. 20")
+        ax.set(title=f"{title}\nα = {alpha:.2g}", xlabel="action a", ylabel="density",
+               ylim=(0, 1.1 * max(boltzmann.max(), gaussian.max())))
+    fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return fig
 
 
-def overestimation(alphas, n_draws=50_000):
-    """What the maximum makes of critics that are only noise, Q = 0 + N(0, 1): rows of mean estimates (5, len(alphas)).
-    Hard max of ten; soft max (Eq. 16); that less α log 10; Boltzmann average; the same of the smaller of two critics."""
-    Q1, Q2 = np.random.default_rng(0).standard_normal((2, n_draws, 10))
-    soft = np.array([maxent.soft_value(Q1, alpha).mean() for alpha in alphas])
-    one, smaller = ([(maxent.boltzmann_policy(Q, alpha) * Q).sum(axis=1).mean() for alpha in alphas]
-                    for Q in (Q1, np.minimum(Q1, Q2)))
-    return np.stack(np.broadcast_arrays(Q1.max(axis=1).mean(), soft, soft - alphas * np.log(10), one, smaller))
-
-
-def figure_overestimation(options):
-    """The soft maximum lies above the hard one; what noise adds is less, and shrinks as α grows (for equal actions).
-    The bias with two critics falls too, but through 0 to −1/√π. Theory: E[max of 10 normal numbers] = 1.53875; for
-    large α noise adds (1 − 1/10)/2α, to the average twice that."""
-    alphas = np.logspace(-1.3, 0.8, 22)
-    rows = overestimation(alphas)
-    theory = np.full_like(alphas, 1.53875), *np.where(alphas > 1.5, (0.45 / alphas, 0.9 / alphas), np.nan)
-
-    fig, ax = sheet((9, 5), "The soft max lies above the hard one, though noise adds less to it; two critics overestimate less")
-    curves(ax, alphas, [*rows, 0 * alphas, *theory], ("hard max", ORANGE, "-"), ("soft max, Eq. 16", RED, "-"),
-           ("soft max minus its noise-free value α log 10", GREEN, "--"), ("Boltzmann average Σ π Q", PINK, "-."),
-           ("Boltzmann average of the smaller of two critics", BLUE, "-"), ("truth", BLACK, "-"),
-           ("theory: 1.54; for large α 0.45/α and 0.9/α", BLACK, ":"), (None, BLACK, ":"), (None, BLACK, ":"))
-    explain(ax, "ten actions of value 0, noise N(0, 1)", "temperature α", "mean estimate", xscale="log", ylim=(-0.6, 4))
-    return fig
-
+# --- The swing-up ---------------------------------------------------------------------------------
 
 def figure_pendulum_swingup(options):
-    """The trained agent swings up from hanging at rest; beside it, its path over the learned value. Arrow: torque.
-    It cannot lift the rod at once: the limit is 2 N m, gravity at the horizontal 5 N m. It pumps energy first."""
+    """The trained agent swings up from hanging at rest; beside it, its path over the value.
+
+    The limit of 2 N m is too little to lift the rod at once (gravity at the horizontal: 5 N m).  It
+    pumps energy first.
+    """
     agent, _ = trained(options.seeds, options.steps)[0]
-    theta, theta_dot, torque, _ = roll_out(agent, np.array([np.pi]), np.zeros(1), 120)[::2, :, 0].T
+    steps = roll_out(agent, np.array([np.pi]), np.zeros(1), 120)[::2, :, 0]
+    theta, theta_dot, torque, _ = steps.T
     wrapped = (theta + np.pi) % (2 * np.pi) - np.pi
     grid = np.meshgrid(np.linspace(-np.pi, np.pi, 121), np.linspace(-8, 8, 121))
-    _, Q = mean_torque_and_value(agent, observe(*grid).reshape(-1, 3).astype(agent.dtype))
+    _, value = mean_torque_and_value(agent, observe(*grid).reshape(-1, 3))
 
-    fig = Figure(figsize=(8, 3.8))                                          # fixed places: no layout for every frame
-    left, right = fig.add_axes((0.01, 0.02, 0.42, 0.88)), fig.add_axes((0.51, 0.14, 0.46, 0.76))
-    left.set(xlim=(-1.15, 1.15), ylim=(-1.15, 1.15), aspect="equal", xticks=(), yticks=(), frame_on=False)
-    right.contourf(*grid, Q.reshape(121, 121), levels=12, cmap="viridis")
-    right.set(title="its path over the learned value", xlabel="angle θ (rad), 0 = upright", ylabel="velocity (rad/s)")
-    rod, = left.plot([], [], "o-", color=BLUE, lw=8, ms=4, mfc=BLACK, mec=BLACK, markevery=[0], solid_capstyle="round")
-    arrow, = left.plot([], [], color=RED, lw=3, ms=12, markevery=[-1])
-    trail, = right.plot([], [], ".", color="white", ms=4)
-    here, = right.plot([], [], "o", color=RED, ms=9, mec="white", clip_on=False)
+    fig = plt.figure(figsize=(8, 3.8), layout="none")
+    left = fig.add_axes((0.0, 0.0, 0.44, 0.9), aspect="equal", frame_on=False)
+    left.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=(), yticks=())
+    right = fig.add_axes((0.53, 0.16, 0.45, 0.74))
+    right.contourf(*grid, value.reshape(121, 121), levels=12, cmap="viridis")
+    right.set(title="its path over the learned value", xlabel="angle (rad), 0 = upright",
+              ylabel="velocity (rad/s)", xlim=(-np.pi, np.pi), ylim=(-8, 8))
+    rod, = left.plot([], [], color=BLUE, lw=16, solid_capstyle="round")
+    left.plot(0, 0, "o", color=BLACK, ms=9, zorder=3)
+    arrow, = left.plot([], [], color=RED, lw=4, ms=15, markevery=[-1])
+    trail, = right.plot([], [], "o", color="white", ms=5, mec=BLACK, mew=0.7)
+    here, = right.plot([], [], "o", color=RED, ms=10, mec="white", clip_on=False)
 
     def draw(k):
         """Frame k, at 0.1 k seconds."""
-        bend = np.pi / 2 + np.linspace(0, torque[k], 20)                    # anticlockwise, like θ in Gymnasium
+        bend = np.pi / 2 + np.linspace(0, torque[k], 20)        # anticlockwise, like θ
         rod.set_data([0, -np.sin(theta[k])], [0, np.cos(theta[k])])
-        arrow.set_data(0.45 * np.cos(bend), 0.45 * np.sin(bend))
+        arrow.set_data(0.5 * np.cos(bend), 0.5 * np.sin(bend))
         arrow.set_marker((3, 0, np.degrees(bend[-1]) + 180 * (torque[k] < 0)))
         trail.set_data(wrapped[:k + 1], theta_dot[:k + 1])
         here.set_data(wrapped[k:k + 1], theta_dot[k:k + 1])
-        left.set_title(f"t = {0.1 * k:.1f} s   torque {torque[k]:+.1f} N m")
+        left.set_title(f"t = {0.1 * k:.1f} s, torque {torque[k]:+.1f} N m")
+
     return FuncAnimation(fig, draw, frames=len(theta))
 
 
-FIGURES = {name.removeprefix("figure_"): value for name, value in list(globals().items()) if name.startswith("figure_")}
+# --- Command line ---------------------------------------------------------------------------------
+
+FIGURES = {function.__name__.removeprefix("figure_"): function for function in (
+    figure_langevin_dynamics_temperature_controls, figure_fokker_planck, figure_two_clocks,
+    figure_three_calibers, figure_caliber_is_control, figure_Boltzmann_Policy,
+    figure_soft_gridworld, figure_RL_training_log, figure_policy_and_Q, figure_action_langevin,
+    figure_pendulum_swingup)}
 
 
-def save(figure, path):
-    """Write a Figure as .png or an animation as .gif, whole or not at all -> the path with its suffix."""
-    path = path.with_suffix(".gif" if isinstance(figure, FuncAnimation) else ".png")
-    part = path.with_name("part-" + path.name)
-    try:
-        figure.savefig(part) if path.suffix == ".png" else figure.save(part, writer=PillowWriter(fps=20), dpi=80)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+def make(name, options):
+    """Compute, draw and write one figure.  -> its path."""
+    with plt.style.context(["default", STYLE]):         # whatever the reader's matplotlibrc says
+        figure = FIGURES[name](options)
+        if isinstance(figure, FuncAnimation):
+            path = options.out / f"{name}.gif"
+            figure.save(path, writer=PillowWriter(fps=20), dpi=80)
+        else:
+            path = options.out / f"{name}.png"
+            figure.savefig(path)
+        plt.close("all")
     return path
 
 
 def main():
-    """The command line -> exit status: None, 2 after an error, 130 after Ctrl-C."""
-    parser = argparse.ArgumentParser(description="Make the figures: all of them, or those named.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"one of: {', '.join(FIGURES)}")
-    parser.add_argument("--seeds", type=int, default=10, help="how many seeds to train (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=10_000, help="steps of each seed (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "plots", help="default: %(default)s")
-    options, least = parser.parse_args(), sac_numpy.Settings().warmup + 1
-    try:
-        if unknown := [name for name in options.names if name not in FIGURES]:
-            raise ValueError(f"unknown figure {unknown[0]!r}; accepted: {', '.join(FIGURES)}")
-        if options.seeds < 1 or options.steps < least:
-            raise ValueError(f"--seeds must be at least 1 and --steps {least}, got {options.seeds} and {options.steps}")
-        options.out.mkdir(parents=True, exist_ok=True)
-        if not os.access(options.out, os.W_OK):
-            raise OSError(f"cannot write to {options.out}")
-        for name in options.names or FIGURES:
-            with rc_context(STYLE):
-                print(save(FIGURES[name](options), options.out / name), flush=True)
-    except KeyboardInterrupt:
-        print(f"\n{parser.prog}: interrupted; the figures named above are complete", file=sys.stderr)
-        return 130
-    except Exception as error:                                              # one line, whatever a worker raises
-        print(f"{parser.prog}: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """Make all figures, or those named."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}")
+    parser.add_argument("--seeds", type=int, default=5, help="how many agents to train")
+    parser.add_argument("--steps", type=int, default=10_000, help="steps of each agent")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "plots")
+    options = parser.parse_args()
+    for name in options.names:
+        if name not in FIGURES:
+            parser.error(f"unknown figure {name!r}; accepted: {', '.join(FIGURES)}")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.names or FIGURES:
+        print(make(name, options), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
