@@ -62,7 +62,7 @@ def ensemble_and_one_run(kT, rng):
     """Histograms (104,) of 20 000 particles that start evenly over both wells, and of one long run.
 
     The ensemble is shown at t = 5.  The run starts at 0.5, takes 50 000 steps and drops the first
-    10 000, as in the chapter.
+    10 000.
     """
     well = {"grad_V": langevin.double_well_gradient, "kT": kT, "dt": 0.01, "rng": rng,
             "method": "leimkuhler_matthews"}
@@ -78,14 +78,15 @@ def figure_langevin_dynamics_temperature_controls(options):
     """
     rng = np.random.default_rng(0)
     fig, axes = plt.subplots(2, 2, figsize=(8, 7))
-    fig.suptitle("Many particles match Boltzmann; one cold particle is trapped")
+    fig.suptitle("Particles that start evenly match Boltzmann; one cold particle is trapped",
+                 fontsize=13)
     for ax, kT in zip(axes.flat, (0.1, 0.5, 1.0, 2.0)):
         boltzmann = langevin.boltzmann_density(V, DX, kT)
         ensemble, run = ensemble_and_one_run(kT, rng)
         away = [distance(p, binned(boltzmann)) for p in (ensemble, run)]
 
         top = max(run.max(), boltzmann.max())
-        ax.stairs(ensemble, BINS, fill=True, color=BLUE, alpha=0.6, label="20 000 particles")
+        ax.stairs(ensemble, BINS, fill=True, color=BLUE, alpha=0.6, label="20 000, started evenly")
         ax.stairs(run, BINS, color=ORANGE, lw=2, label="one particle, 40 000 steps")
         ax.plot(X, boltzmann, color=RED, label="Boltzmann, Eq. 2")
         ax.plot(X, top * 0.4 * V, color=GREY, ls=":", label="potential V (scaled)")
@@ -125,11 +126,12 @@ def figure_fokker_planck(options):
         if t > 0:
             F = langevin.free_energy(histogram(x), binned(V), BINS[1] - BINS[0], kT)
             right.plot(t, F, "o", color=color, ms=9, clip_on=False)
-    left.plot(X, langevin.boltzmann_density(V, DX, kT), color=RED, ls=":", label="Boltzmann")
-    left.set(title="density p(x, t)", xlabel="position x", xlim=(-1.7, 1.7))
+    left.plot(X, langevin.boltzmann_density(V, DX, kT), color=RED, ls="--", lw=1.5,
+              label="Boltzmann")
+    left.set(title="density p(x, t), kT = 0.5", xlabel="position x", xlim=(-1.7, 1.7))
     left.legend()
-    right.plot(times, falling, color=GREY, label="F[p] of Eq. 3", zorder=0)
-    right.axhline(lowest, color=RED, ls=":", label="−kT log Z")
+    right.plot(times, falling, color=GREY, label="F of Eq. 3; dots: of the particles", zorder=0)
+    right.axhline(lowest, color=RED, ls="--", lw=1.5, label="−kT log Z")
     right.set(title="free energy F: it never rises", xlabel="time t", xscale="log")
     right.legend()
     return fig
@@ -145,9 +147,9 @@ def relaxation_of_particles(kT, guess, rng):
 
 
 def figure_two_clocks(options):
-    """Why T = 0.1 is trapped: in a well particles relax at once, between wells in ∝ exp(1/T).
+    """Why a particle at T = 0.1 is trapped: it relaxes fast in a well, slowly between the wells.
 
-    Line: 1/(smallest rate of Eq. 3).  Dots: 10 000 particles, with a standard error of 4 %.
+    Cold, the slow time is ∝ exp(1/T).  Line: 1/(smallest rate of Eq. 3).  Dots: 10 000 particles.
     """
     rng = np.random.default_rng(0)
     inverse_T = np.linspace(0.5, 10, 39)
@@ -207,8 +209,8 @@ def figure_three_calibers(options):
     """In a world of chance, "maximise the entropy over paths" can be read in three ways.
 
     Two of them believe that wanting to win helps to win.  Only the causal one, which is the soft
-    Bellman equation, keeps the true chance.  Dots: of 40 000 random games, those that paid are
-    kept with a chance exp((R − 4)/α).
+    Bellman equation, keeps the true chance.  Dots: 40 000 random games, each kept with a chance
+    exp((R − 4)/α).
     """
     rng = np.random.default_rng(0)
     alphas = np.geomspace(0.3, 100, 120)
@@ -222,7 +224,7 @@ def figure_three_calibers(options):
                                    height_ratios=(1, 2))
     fig.suptitle("Does the agent think it can influence luck?")
     draw_tree(axes["tree"])
-    looks = ((ORANGE, "--", "all paths alike"), (PURPLE, "-.", "paths as likely as they are"),
+    looks = ((ORANGE, "--", "all paths alike"), (PURPLE, "-.", "weighted by true odds"),
              (BLUE, "-", "causal: soft Bellman, SAC"))
     for k, (name, title) in enumerate((("risky", "P(risky)"), ("win", "believed P(win | risky)"))):
         ax = axes[name]
@@ -307,8 +309,8 @@ def figure_caliber_is_control(options):
     """The other half of three_calibers: here the noise is the action, and caliber is right.
 
     To draw free Langevin paths by e^{R/α}, Eq. 8, is to push them with the slope of the soft value,
-    and that is optimal control (Kappen 2005; Todorov 2009).  Red: the density of the free paths
-    times ψ = e^{V_soft/α}, from Eq. 3.
+    and that is optimal control if a push u costs αu²/4kT per time (Kappen 2005; Todorov 2009).
+    Red: the density of the free paths times ψ = e^{V_soft/α}, from Eq. 3.
     """
     run = caliber_is_control()
     n_steps, n = run.free.shape
@@ -317,8 +319,9 @@ def figure_caliber_is_control(options):
     t = np.linspace(3 / n_steps, 3, n_steps)
 
     fig, axes = plt.subplots(2, 2, figsize=(8.5, 7.5))
-    fig.suptitle("Maximum caliber turns Langevin dynamics into optimal control")
-    top = ((run.free[:, drawn], ORANGE, "caliber: free paths (grey), drawn ∝ e^(R/α)"),
+    fig.suptitle("Maximum caliber turns Langevin dynamics into optimal control\n"
+                 "(reward R: for ending on the right)")
+    top = ((run.free[:, drawn], ORANGE, "caliber: free paths (grey), drawn ∝ exp(R/α)"),
            (run.pushed[:, :15], BLUE, "control: paths pushed by the soft value"))
     for ax, (paths, color, title) in zip(axes[0], top):
         ax.plot(t, run.free[:, :40], color=GREY, lw=0.4, alpha=0.5)
@@ -330,7 +333,7 @@ def figure_caliber_is_control(options):
         ax.stairs(histogram(run.free[k]), BINS, color=GREY, label="free")
         ax.stairs(histogram(run.pushed[k]), BINS, fill=True, color=BLUE, alpha=0.6, label="pushed")
         ax.stairs(histogram(run.free[k], run.weights), BINS, color=ORANGE, lw=1.5,
-                  label=f"free, weighted by e^(R/α): {effective:.0f} of {n} paths count")
+                  label=f"free, weighted by exp(R/α) (effective number: {effective:.0f})")
         ax.plot(X, target, color=RED, label="exact: p ψ")
         ax.set(title=title, xlabel="position x", ylabel="density", xlim=(-1.9, 1.9))
     fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
@@ -367,6 +370,7 @@ def figure_Boltzmann_Policy(options):
     right = last.twinx()
     right.plot(alphas, pi_all @ Q, color=ORANGE, ls="--")
     right.set_ylabel("E[Q]", color="#9A6A00")
+    right.spines["right"].set_visible(True)
     return fig
 
 
@@ -398,7 +402,7 @@ def figure_soft_gridworld(options):
     """Eq. 14–17 at a glance: colour is the soft value, an arrow the mean step of the policy.
 
     Cold, the agent walks along the cliff.  Warm, it knows that its next steps will be random too,
-    and keeps away.  Hot, it wanders until it falls.
+    and keeps away.  Hot, it wanders and mostly falls.  V counts entropy from the uniform policy.
     """
     world, falls = cliff_walk()
     counted = replace(world, reward=falls, gamma=1 - 1e-9)      # its return is the chance to fall
@@ -406,7 +410,7 @@ def figure_soft_gridworld(options):
     walk = np.isin(CLIFF, (".", "S"))
 
     fig, axes = plt.subplots(3, 1, figsize=(6.5, 9))
-    fig.suptitle("The warmer the agent, the wider its way round the cliff")
+    fig.suptitle("Cold: along the edge. Warm: a wider way. Hot: it falls")
     for ax, alpha in zip(axes, (0.1, 2, 20)):
         _, value, pi = maxent.soft_value_iteration(world, alpha)
         fall, _ = maxent.return_and_entropy(counted, pi)
@@ -418,8 +422,7 @@ def figure_soft_gridworld(options):
         ax.quiver(column, row, step[walk, 1], step[walk, 0], angles="xy", scale_units="xy",
                   scale=1.4, pivot="middle", color="white", width=0.008)
         ax.set(title=f"α = {alpha:g}: falls in {fall[start]:.0%} of its walks", facecolor="black",
-               xticks=(), yticks=())
-        ax.text(0, 3.38, "start", color="white", ha="center", fontsize=9)
+               xticks=(), yticks=(3,), yticklabels=("start",))
         ax.text(3.5, 3, "c l i f f", color="white", ha="center", va="center")
         ax.text(7, 3, "goal", ha="center", va="center")
     return fig
@@ -483,10 +486,11 @@ def trained(n_seeds, n_steps):
     """Agents and logs of the seeds 0 … n_seeds − 1, trained side by side.  -> list of pairs."""
     results = []
     with ProcessPoolExecutor(min(n_seeds, os.cpu_count())) as pool:
-        for done in pool.map(train_seed, range(n_seeds), itertools.repeat(n_steps)):
-            results.append(done)
-            print(f"\rtrained {len(results)} of {n_seeds} seeds", end="", file=sys.stderr)
-    print(file=sys.stderr)
+        for result in pool.map(train_seed, range(n_seeds), itertools.repeat(n_steps)):
+            results.append(result)
+            sys.stderr.write(f"\rtrained {len(results)} of {n_seeds} seeds")
+            sys.stderr.flush()
+    sys.stderr.write("\n")
     return results
 
 
@@ -520,12 +524,13 @@ def figure_RL_training_log(options):
     entropy.axhline(agents[0].target_entropy, color=BLACK, ls="--", lw=1.5, label="target H̄")
     entropy.set(title="entropy of the policy (nats)", xlabel="environment steps")
     entropy.legend()
-    loss.set(title="losses", xlabel="environment steps", yscale="log")
+    loss.set(title="losses", xlabel="environment steps", yscale="log", ylim=(1, 100))
     loss.set_ylabel("Q-loss (reward²)", color=GREEN)
     right = loss.twinx()
     for log in logs:
         right.plot(*blocks(log, "actor_loss"), color=PURPLE, lw=0.8)
     right.set_ylabel("policy loss ≈ −V (reward)", color=PURPLE)
+    right.spines["right"].set_visible(True)
     return fig
 
 
@@ -621,11 +626,11 @@ def sample_actions(Q, alpha, n=5000, seed=0):
     valley is deeper than about 4 α.
     """
     slope = np.gradient(Q, A_NODES)
-    mirrored = np.append(A_NODES, 2 - A_NODES)                  # beyond a bound: the mirror image
-    mirrored_slope = np.append(slope, -slope)
+    there_and_back = np.append(slope, -slope[-2:0:-1])          # beyond a bound: the mirror image
 
     def grad_V(a):
-        return -np.interp(a, mirrored, mirrored_slope, period=4)
+        nearest = np.rint((a + 1) * 200).astype(int) % 800
+        return -there_and_back[nearest]
 
     rng = np.random.default_rng(seed)
     dt = 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ slope**2)
@@ -666,8 +671,8 @@ def figure_action_langevin(options):
     """The bridge of the chapter: an action that follows Langevin dynamics samples the policy.
 
     V = −Q and kT = α.  Where Q has two hills, so has the Boltzmann policy; a squashed Gaussian,
-    which is all that SAC's actor can be, must choose one.  Right: the trained critic where the
-    pendulum hangs at rest; α is a quarter of the range of Q.
+    which is all that SAC's actor can be, must choose one when cold.  Right: the trained critic
+    where the pendulum hangs at rest, with a quarter of the range of Q as α, not the trained α.
     """
     agent, _ = trained(options.seeds, options.steps)[0]
     hanging = np.tile(observe(np.pi, 0.0), (len(A_NODES), 1)).astype(agent.dtype)
@@ -709,7 +714,8 @@ def figure_pendulum_swingup(options):
     grid = np.meshgrid(np.linspace(-np.pi, np.pi, 121), np.linspace(-8, 8, 121))
     _, value = mean_torque_and_value(agent, observe(*grid).reshape(-1, 3))
 
-    fig = plt.figure(figsize=(8, 3.8), layout="none")
+    fig = plt.figure(figsize=(8, 3.8))
+    fig.set_layout_engine("none")                       # fixed places: no layout for every frame
     left = fig.add_axes((0.0, 0.0, 0.44, 0.9), aspect="equal", frame_on=False)
     left.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=(), yticks=())
     right = fig.add_axes((0.53, 0.16, 0.45, 0.74))

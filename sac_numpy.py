@@ -30,6 +30,7 @@ import gymnasium as gym
 import numpy as np
 
 LOG_STD_MIN, LOG_STD_MAX = -10.0, 2.0           # bounds of log σ
+LEAK = 0.01                                     # slope of the leaky ReLU below 0: no unit dies
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Settings:
     hidden: tuple = (64, 64, 64)
     gamma: float = 0.99
     tau: float = 0.04                   # target networks follow within 1/τ = 25 updates
-    batch_size: int = 64                # small products: BLAS uses threads only from 65 on
+    batch_size: int = 64                # 64³ is the largest product that BLAS leaves on one thread
     learning_rate: float = 8e-3         # of all three optimisers; it falls linearly to the
     final_learning_rate: float = 1e-4   # final one, so that the last steps average out noise
     warmup: int = 1000                  # steps of random actions before the first update
@@ -57,7 +58,7 @@ class Settings:
 # --- Networks and their optimiser -----------------------------------------------------------------
 
 class MLP:
-    """Affine layers with a smooth ReLU between them, and their gradients.
+    """Affine layers with leaky ReLUs between them, and their gradients.
 
     sizes (n_in, …, n_out).  copies=2 makes twin networks on a leading axis.  theta is the vector of
     all parameters; change it in place only.
@@ -92,22 +93,16 @@ class MLP:
         return self.views(self.theta)[1]
 
     def forward(self, x):
-        """x (N, n_in) -> y (N, n_out), or (copies, N, n_out); and what backward needs."""
-        weights, biases = self.views(self.theta)
-        inputs = [x]
-        roots = []
-        for W, b in zip(weights[:-1], biases[:-1]):
-            z = x @ W + b
-            root = np.sqrt(z * z + 0.5)
-            x = 0.5 * (z + root)                                # squareplus (Barron 2021)
+        """x (N, n_in) -> y (N, n_out), or (copies, N, n_out); and the inputs of all layers."""
+        inputs = []
+        for W, b in zip(*self.views(self.theta)):
             inputs.append(x)
-            roots.append(root)
-        y = x @ weights[-1] + biases[-1]
-        return y, (inputs, roots)
+            z = x @ W + b
+            x = np.maximum(z, LEAK * z)                         # leaky ReLU
+        return z, inputs                                        # none after the last layer
 
-    def backward(self, dy, cache, with_theta=True):
+    def backward(self, dy, inputs, with_theta=True):
         """dy, of y's shape -> d_theta, dx (…, N, n_in).  Without with_theta, d_theta stays 0."""
-        inputs, roots = cache
         weights = self.weights
         d_theta = np.zeros_like(self.theta)
         d_weights, d_biases = self.views(d_theta)
@@ -118,8 +113,7 @@ class MLP:
                 d_weights[layer][:] = x.swapaxes(-1, -2) @ dz
                 d_biases[layer][:] = dz.sum(axis=-2, keepdims=True)
             dx = dz @ W.swapaxes(-1, -2)
-            if layer > 0:
-                dz = dx * x / roots[layer - 1]                  # x = (z + root)/2 has slope x/root
+            dz = np.where(x > 0, dx, LEAK * dx)                 # x = max(z, LEAK z) of below
         return d_theta, dx
 
 
