@@ -66,22 +66,21 @@ class MLP:
 
     def __init__(self, sizes, rng, copies=None, dtype=np.float32):
         twins = () if copies is None else (copies,)
-        self.shapes = []
+        self.layout = []                                        # places and shapes of W, b, W, b, …
+        size = 0
         for n_in, n_out in zip(sizes, sizes[1:]):
-            self.shapes += [(*twins, n_in, n_out), (*twins, 1, n_out)]      # W and b of a layer
-        self.theta = np.zeros(sum(math.prod(shape) for shape in self.shapes), dtype)
+            for shape in ((*twins, n_in, n_out), (*twins, 1, n_out)):
+                end = size + math.prod(shape)
+                self.layout.append((slice(size, end), shape))
+                size = end
+        self.theta = np.zeros(size, dtype)
         for W in self.weights:
             W[:] = rng.normal(0, math.sqrt(2 / W.shape[-2]), W.shape)       # He et al. 2015
         self.weights[-1][:] *= 0.1                              # Q, μ and log σ start near 0
 
     def views(self, flat):
         """The weights and the biases of all layers as views into a flat vector: no copies."""
-        parts = []
-        start = 0
-        for shape in self.shapes:
-            end = start + math.prod(shape)
-            parts.append(flat[start:end].reshape(shape))
-            start = end
+        parts = [flat[place].reshape(shape) for place, shape in self.layout]
         return parts[::2], parts[1::2]
 
     @property
