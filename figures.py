@@ -15,7 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ["MPLBACKEND"] = "agg"                        # files need no display
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # two seeds train side by side
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")      # seeds train side by side
 
 import gymnasium as gym
 import matplotlib.pyplot as plt
@@ -149,7 +149,7 @@ def relaxation_of_particles(kT, guess, rng):
 def figure_two_clocks(options):
     """Why a particle at T = 0.1 is trapped: it relaxes fast in a well, slowly between the wells.
 
-    Cold, the slow time is ∝ exp(1/T).  Line: 1/(smallest rate of Eq. 3).  Dots: 10 000 particles.
+    Cold, the slow time is ∝ exp(1/T).  Line: 1/(smallest rate above 0).  Dots: 10 000 particles.
     """
     rng = np.random.default_rng(0)
     inverse_T = np.linspace(0.5, 10, 39)

@@ -39,9 +39,9 @@ def soft_value(Q, alpha, measure=1.0):
     """
     _check_temperature(alpha)
     Q_max = np.max(Q, axis=-1, keepdims=True)
-    Q = Q - Q_max                                                   # now exp cannot overflow
     if alpha == 0:
         return Q_max[..., 0]
+    Q = Q - Q_max                                                   # now exp cannot overflow
 
     V = alpha * np.log(np.sum(np.exp(Q / alpha) * measure, axis=-1))    # Eq. 16 (soft value)
     return V + Q_max[..., 0]
@@ -109,7 +109,8 @@ def max_entropy(features, means, measure=1.0):
         lam = lam + step
     raise ValueError(f"no p = exp(−λ·f)/Z has the means {means}: they must lie inside the convex "
                      f"hull of the features, which reach from {np.min(features, axis=0)} to "
-                     f"{np.max(features, axis=0)} and must not be linearly dependent")
+                     f"{np.max(features, axis=0)} and must neither be linearly dependent nor "
+                     "differ too much in scale")
 
 
 # --- Finite Markov decision processes -------------------------------------------------------------
@@ -195,10 +196,13 @@ def soft_value_iteration(mdp, alpha, tol=1e-9):
     later = mdp.gamma / (1 - mdp.gamma)
     V = np.zeros(len(mdp.reward))
     unsure = np.inf
-    while unsure > tol * np.abs(V).max():
+    while True:
         change = soft_value(soft_backup(mdp, V), alpha, mdp.measure) - V
         V = V + change + later * (change.max() + change.min()) / 2
+        last = unsure
         unsure = later * (change.max() - change.min()) / 2
+        if unsure <= tol * np.abs(V).max() or unsure >= last:       # or only rounding is left
+            break
     Q = soft_backup(mdp, V)
     return Q, soft_value(Q, alpha, mdp.measure), boltzmann_policy(Q, alpha, mdp.measure)
 
@@ -232,31 +236,38 @@ def max_caliber(mdp, start, horizon, mean_return):
 
     -> α, paths (n, 2T + 1), P (n,).  Eq. 6 under Eq. 7 is maximum entropy over paths, with the
     return as −∫L dt.  The chapter's Eq. 8 leaves out the multiplier λ = 1/α, which the mean return
-    determines.  α is negative for a mean below that of uniform actions, and infinite at it.
+    determines.  α is negative for a mean below that of `measure`, and huge or infinite at it.
 
-    P is the law of soft-optimal control if the world is deterministic and γ = 1.  Otherwise it
-    tilts the successors too, which no policy can do.
+    P is the law of soft-optimal control if the world is deterministic and γ = 1.  With γ < 1 it is
+    that of control at the temperature α/γ^t in step t.  In a random world it tilts the successors
+    too, which no policy can do.
     """
     paths, returns, measure = enumerate_paths(mdp, start, horizon)
     L = -returns[:, None]                                           # ∫L dt of each path, (n, 1)
     lam, P = max_entropy(L, [-mean_return], measure)        # Eq. 8: P ∝ measure · exp(−λ ∫L dt)
-    alpha = 1 / lam[0] if lam[0] else np.inf
-    return alpha, paths, P
+    return 1 / lam[0], paths, P                                     # λ = 1/α
 
 
 # --- The gradient flow of a policy ----------------------------------------------------------------
 
-def policy_flow(pi0, Q, alpha, times):
-    """π(t) on the steepest descent of F = −E_π[Q] − α H(π).  pi0, Q (A,), times (M,) -> (M, A).
+def policy_velocity(pi, Q, alpha):
+    """∂π/∂t on the steepest descent of F = −E_π[Q] − α H(π).  pi, Q (..., A) -> (..., A).
 
-    Eq. 13 needs a metric.  In that of Fisher and Rao it is ∂π/∂t = π (g − E_π[g]), g = Q − α log π,
-    and for α > 0 the solution is π(t) ∝ π(0)^m exp((1 − m) Q/α) with m = e^{−αt}.  In that of
-    Wasserstein it is Eq. 3 over actions, with −Q as the potential and kT = α.  Either way the
-    policy moves without noise; it is an action that can do Langevin dynamics.
+    Eq. 13 needs a metric; this is that of Fisher and Rao.  In that of Wasserstein it is Eq. 3 over
+    actions, with −Q as the potential and kT = α.  Either way the policy moves without noise; it is
+    an action that can do Langevin dynamics.
+    """
+    g = Q - alpha * np.log(pi)                                      # −∂F/∂π, up to a constant
+    return pi * (g - np.sum(pi * g, axis=-1, keepdims=True))        # Eq. 13 (gradient flow)
+
+
+def policy_flow(pi0, Q, alpha, times):
+    """The solution of Eq. 13, π(t) ∝ π(0)^m exp((1 − m) Q/α) with m = e^{−αt}, for α > 0.
+
+    pi0, Q (A,), times (M,) -> (M, A).
     """
     m = np.exp(-alpha * np.asarray(times))[:, None]                 # (M, 1)
-    log_pi = m * np.log(pi0) + (1 - m) * Q / alpha                  # Eq. 13, solved up to log Z
-    return boltzmann_policy(log_pi, 1.0)
+    return boltzmann_policy(m * np.log(pi0) + (1 - m) * Q / alpha, 1.0)
 
 
 # --- An application: Pendulum-v1 on a grid --------------------------------------------------------

@@ -37,14 +37,14 @@ LEAK = 0.01                                     # slope of the leaky ReLU below 
 class Settings:
     """The hyperparameters, chosen for some 10 000 steps; the README shows what they buy.
 
-    For a million steps, usual are 3e-4 throughout as the learning rate, tau 0.005, batches of 256.
+    For a million steps, a constant learning rate of 3e-4, tau 0.005 and batches of 256 are usual.
     An episode begins with random actions, up to random_share of the length of the last episode, so
     that the critic also sees states that the policy avoids.
     """
     hidden: tuple = (64, 64, 64)
     gamma: float = 0.99
     tau: float = 0.04                   # target networks follow within 1/τ = 25 updates
-    batch_size: int = 64                # 64³ is the largest product that BLAS leaves on one thread
+    batch_size: int = 64                # OpenBLAS keeps products up to 64³ on one thread
     learning_rate: float = 8e-3         # of all three optimisers; it falls linearly to the
     final_learning_rate: float = 1e-4   # final one, so that the last steps average out noise
     warmup: int = 1000                  # steps of random actions before the first update

@@ -4,7 +4,8 @@ Part 1 follows the chapter and can be read beside it; part 2 is the program arou
 Eq. 1–25 and C1–C25 are those of the README.  A test's name is a claim, its docstring says why it
 must hold.  A wrong formula that one could believe has a test of its own, with "not" in its name,
 below the right one.  Expected values come from an identity, a closed form, an independent
-computation or finite differences.  Statistical bounds are four standard errors, seeds are fixed.
+computation or finite differences; only the bounds of a tendency (> 0.7) are measured.  Statistical
+bounds are four standard errors, seeds are fixed.
 """
 import functools
 import math
@@ -285,7 +286,9 @@ def test_free_energy_never_rises_under_fokker_planck():
 
 
 def test_free_energy_exceeds_its_minimum_by_a_divergence():
-    """F[p] − (−kT log Z) = kT KL(p ‖ Eq. 2)."""
+    """F[p] − (−kT log Z) = kT KL(p ‖ Eq. 2); and 0 log 0 = 0."""
+    on_one_node = np.array([0.0, 4.0, 0.0])
+    assert_allclose(langevin.free_energy(on_one_node, on_one_node, 0.25, 2), 4 + 2 * np.log(4))
     p = packet(0.3, 0.5)
     lowest = -KT * np.log(np.sum(np.exp(-WELL / KT)) * DX)
     divergence = kl(p * DX, langevin.boltzmann_density(WELL, DX, KT) * DX)
@@ -631,13 +634,23 @@ def test_policy_flow_solves_its_equation():
     """Eq. 13 in the Fisher–Rao metric: ∂π/∂t = π (g − E_π[g]), g = Q − α log π."""
     pi0, times = random_policies(), np.linspace(0.1, 2, 20)
     pi = maxent.policy_flow(pi0, Q5, 0.5, times)
-    g = Q5 - 0.5 * np.log(pi)
     velocity = slope(lambda t: maxent.policy_flow(pi0, Q5, 0.5, t), times)
-    assert_allclose(velocity, pi * (g - np.sum(pi * g, axis=1, keepdims=True)), atol=1e-9)
+    assert_allclose(velocity, maxent.policy_velocity(pi, Q5, 0.5), atol=1e-9)
+
+
+def test_policy_flow_lowers_the_free_energy_by_its_variance():
+    """dF/dt = −Var_π(g), computed along the flow."""
+    pi0 = random_policies()
+    g = Q5 - 0.5 * np.log(pi0)
+
+    def F(t):
+        return -maxent.regularised_value(maxent.policy_flow(pi0, Q5, 0.5, [t]), Q5, 0.5)[0]
+
+    assert_allclose(slope(F, 0.0), -(pi0 @ g**2 - (pi0 @ g) ** 2), rtol=1e-8)
 
 
 def test_policy_flow_goes_from_its_start_to_the_boltzmann_policy():
-    """On the way F falls at the rate Var_π(g)."""
+    """Whatever the start."""
     pi0 = random_policies()
     ends = maxent.policy_flow(pi0, Q5, 0.5, [0, 1e3])
     assert_allclose(ends, [pi0, maxent.boltzmann_policy(Q5, 0.5)], atol=1e-12)
@@ -648,9 +661,7 @@ def noisy_logits(kT, n_steps=200, dt=0.5):
     theta, draw = np.zeros((2000, 5)), rng(0)
 
     def grad_F(theta):
-        pi = maxent.boltzmann_policy(theta, 1.0)
-        g = Q5 - np.log(pi)
-        return -pi * (g - np.sum(pi * g, axis=-1, keepdims=True))
+        return -maxent.policy_velocity(maxent.boltzmann_policy(theta, 1.0), Q5, 1.0)
 
     for _ in range(n_steps):
         theta = langevin.langevin_step(theta, grad_F, kT, dt, 1.0, draw.normal(size=theta.shape))
@@ -761,9 +772,10 @@ def test_value_iteration_is_as_exact_as_asked_for():
         assert_allclose(V, [100, -100], atol=100 * tol)
 
 
-def test_value_iteration_is_fast_near_gamma_1(monkeypatch):
+@pytest.mark.parametrize("gamma", (0.9999, 1 - 1e-9))
+def test_value_iteration_is_fast_near_gamma_1(monkeypatch, gamma):
     """Without the extrapolation γ = 0.9999 would take 200 000 sweeps."""
-    mdp, sweeps, backup = random_mdp(0.9999), [], maxent.soft_backup
+    mdp, sweeps, backup = random_mdp(gamma), [], maxent.soft_backup
     monkeypatch.setattr(maxent, "soft_backup", lambda *args: sweeps.append(1) or backup(*args))
     _, V, _ = maxent.soft_value_iteration(mdp, 0.5)
     assert len(sweeps) < 1000
@@ -871,7 +883,8 @@ def test_canonical_ensemble_does_not_maximise_eq_25():
 def test_a_soft_policy_is_robust_against_one_set_of_rewards():
     """C8: E_π[r] + αH(π) − ε is the worst E_π[r'] over α log Σ exp((r − r')/α) ≤ ε.
 
-    (Eysenbach & Levine 2022.)  It is reached at r' = r − α log π − ε.
+    (Eysenbach & Levine 2022.)  It is reached at r' = r − α log π − ε.  Where instead each r' may
+    differ from r by ε, every policy can lose ε, and the greedy one stays best.
     """
     alpha, epsilon = 0.7, 1.3
     pi = maxent.boltzmann_policy(Q5, alpha)
@@ -881,12 +894,6 @@ def test_a_soft_policy_is_robust_against_one_set_of_rewards():
     assert_allclose(maxent.soft_value(Q5 - worst, alpha), epsilon, rtol=1e-12)
     assert_allclose(pi @ worst, maxent.regularised_value(pi, Q5, alpha) - epsilon, rtol=1e-12)
     assert np.min((Q5 - change) @ pi) > pi @ worst
-
-
-def test_a_soft_policy_is_not_robust_against_every_set():
-    """C8: if each r' may differ by 0.1, every policy can lose 0.1, so the greedy one stays best."""
-    for alpha in (0.1, 0.5, 1):
-        assert maxent.boltzmann_policy(Q5, alpha) @ Q5 - 0.1 < Q5.max() - 0.1
 
 
 def equal_critics(n=100_000):
@@ -1011,14 +1018,6 @@ def test_density_of_the_squashed_gaussian_integrates_to_one(mu, sigma):
     a, log_prob = sac_numpy.squashed_gaussian(mu, math.log(sigma), noise)
     assert_allclose(a[:, 0], np.tanh(v), atol=1e-12)
     assert_allclose(np.sum(np.exp(log_prob) / np.cosh(v) ** 2) * dv, 1, rtol=1e-6)
-
-
-def test_the_gaussian_without_its_tanh_term_is_not_a_density():
-    """Over da it has only the mass E[1 − tanh² u], here by drawing u."""
-    v, dv = np.linspace(-12, 12, 4001, retstep=True)
-    mass = np.sum(normal(v, 0, 1) / np.cosh(v) ** 2) * dv
-    assert abs(off(1 - np.tanh(rng(4).standard_normal(10_000)) ** 2, mass)) < 4
-    assert mass < 0.7
 
 
 def test_log_probability_is_exact_far_out():
@@ -1504,10 +1503,20 @@ def test_episodes_begin_with_random_actions_up_to_a_share(monkeypatch):
     assert abs(1 - len(chosen) / 2000 - 1 / 4) < 4 * (0.5 / math.sqrt(12)) / math.sqrt(20)
 
 
-def test_learning_rates_fall_to_the_final_one():
+def test_learning_rates_fall_in_a_straight_line():
     agent, _ = sac_numpy.train(Toy(), SMALL, n_steps=60)
-    assert {adam.learning_rate for adam in (agent.critic_adam, agent.actor_adam,
-                                            agent.alpha_adam)} == {1e-3}
+    for progress, rate in ((None, 1e-3), (0, 5e-3), (0.5, 3e-3)):
+        if progress is not None:
+            agent.set_learning_rate(progress)
+        for adam in (agent.critic_adam, agent.actor_adam, agent.alpha_adam):
+            assert_allclose(adam.learning_rate, rate, rtol=1e-12)
+
+
+def test_the_policy_does_not_act_during_warm_up(monkeypatch):
+    chosen, sample = [], sac_numpy.SAC.sample
+    monkeypatch.setattr(sac_numpy.SAC, "sample", lambda *args: chosen.append(1) or sample(*args))
+    sac_numpy.train(Toy(), SMALL, n_steps=51)
+    assert len(chosen) == 1
 
 
 def test_ctrl_c_keeps_what_was_learned():
@@ -1526,6 +1535,8 @@ def test_evaluation_starts_each_episode_from_its_seed(trained):
     all_at_once = figures.roll_out(agent, *figures.held_out_starts())[:, 3].sum(axis=0)
     assert_allclose(one_by_one, all_at_once[[7, 3]], atol=0.01)
 
+
+# --- Grids ----------------------------------------------------------------------------------------
 
 def test_pendulum_step_is_gymnasiums():
     env = gym.make("Pendulum-v1").unwrapped
@@ -1613,7 +1624,7 @@ REFUSED = {
         (lambda: maxent.return_and_entropy(mdp(gamma=1), np.full((2, 2), 0.5)), "gamma < 1"),
         (lambda: maxent.max_entropy(FACES, [7]), "inside the convex hull"),
         (lambda: maxent.max_entropy(FACES, [6]), r"from \[1.\] to \[6.\]"),
-        (lambda: maxent.max_entropy(FACES * [1, 2], [4.5, 9]), "must not be linearly dependent"),
+        (lambda: maxent.max_entropy(FACES * [1, 2], [4.5, 9]), "neither be linearly dependent"),
         (lambda: maxent.enumerate_paths(mdp(), 0, 11), r"4\^11 paths are too many")),
     "sac_numpy": (
         (lambda: train(n_steps=50), "n_steps must exceed the 50 steps"),
