@@ -619,7 +619,7 @@ def two_hills(a):
     return -(((a / 0.6) ** 2 - 1) ** 2)
 
 
-def sample_actions(Q, alpha, n=5000, seed=0):
+def sample_actions(Q, alpha, n=3000, seed=0):
     """Langevin dynamics of n actions in [−1, 1]: Eq. 1 with V = −Q and kT = α.  -> (n,).
 
     Q (401,) on A_NODES.  At the bounds the actions are reflected.  The time 20/α is enough where no
@@ -633,7 +633,7 @@ def sample_actions(Q, alpha, n=5000, seed=0):
         return -there_and_back[nearest]
 
     rng = np.random.default_rng(seed)
-    dt = 0.1 * alpha / (maxent.boltzmann_policy(Q, alpha) @ slope**2)
+    dt = 0.05 * alpha / (maxent.boltzmann_policy(Q, alpha) @ slope**2)
     a = langevin.simulate(rng.uniform(-1, 1, n), grad_V, kT=alpha, dt=dt, rng=rng,
                           n_steps=int(20 / alpha / dt), method="leimkuhler_matthews")
     return 1 - np.abs((a + 1) % 4 - 2)                          # folded back onto [−1, 1]
@@ -678,7 +678,7 @@ def figure_action_langevin(options):
     hanging = np.tile(observe(np.pi, 0.0), (len(A_NODES), 1)).astype(agent.dtype)
     Q, _ = agent.q_values(agent.critic, hanging, A_NODES[:, None].astype(agent.dtype))
     Q = Q.min(axis=0).astype(float)
-    cases = (("a Q with two equal hills", two_hills(A_NODES), 0.2),
+    cases = (("a Q with two equal hills", two_hills(A_NODES), 0.25),
              ("the trained critic, hanging at rest", Q, np.ptp(Q) / 4))
 
     fig, axes = plt.subplots(1, 2, figsize=(9, 5.2))
@@ -690,7 +690,7 @@ def figure_action_langevin(options):
         gaussian = gaussian_density(mu, log_std)
 
         ax.hist(sample_actions(Q, alpha), 40, range=(-1, 1), density=True, color=BLUE, alpha=0.6,
-                label="5000 actions: Eq. 1 with V = −Q, kT = α")
+                label="3000 actions: Eq. 1 with V = −Q, kT = α")
         ax.plot(A_NODES, boltzmann, color=RED, label="Boltzmann policy, Eq. 17")
         ax.plot(A_NODES, gaussian, color=BLACK, ls="--", label="best squashed Gaussian, Eq. 20")
         ax.set(title=f"{title}\nα = {alpha:.2g}", xlabel="action a", ylabel="density",
