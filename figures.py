@@ -431,7 +431,7 @@ def figure_soft_gridworld(options):
 # --- Soft Actor-Critic on Pendulum-v1 -------------------------------------------------------------
 
 EVALUATE_EVERY = 500
-STARTS = range(10_000, 10_100)                          # of every evaluation: unseen in tuning
+STARTS = range(10_000, 10_100)                          # of every evaluation: set apart
 
 
 @functools.cache
