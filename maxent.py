@@ -236,7 +236,7 @@ def max_caliber(mdp, start, horizon, mean_return):
 
     -> α, paths (n, 2T + 1), P (n,).  Eq. 6 under Eq. 7 is maximum entropy over paths, with the
     return as −∫L dt.  The chapter's Eq. 8 leaves out the multiplier λ = 1/α, which the mean return
-    determines.  α is negative for a mean below that of `measure`, and huge or infinite at it.
+    determines.  α is negative for a mean below that of the measure alone, huge or infinite at it.
 
     P is the law of soft-optimal control if the world is deterministic and γ = 1.  With γ < 1 it is
     that of control at the temperature α/γ^t in step t.  In a random world it tilts the successors
